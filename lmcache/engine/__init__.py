@@ -1,0 +1,1 @@
+"""What the server does: registrations, lookups, stores, sessions, management. No socket, no HTTP."""

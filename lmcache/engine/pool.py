@@ -1,0 +1,92 @@
+"""One open pool: its files, its L1, and the thread that takes its pages in slices."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmcache.errors import NoRoomError
+from lmcache.eviction import make_policy
+from lmcache.l1.manager import L1Manager
+from lmcache.l1.recovery import RecoveryReport
+from lmcache.l1.slots import SlotTable
+from lmcache.l1.state import L1State
+from lmcache.memory.allocator import Allocator
+from lmcache.memory.names import NamesTable
+from lmcache.memory.numa import interleave_this_thread, online_nodes
+from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolAccess, PoolFiles
+from lmcache.memory.records import RecordTable
+from lmcache.telemetry.steps import NO_STEPS, StepObserver
+
+logger = logging.getLogger(__name__)
+
+_SLICE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """Where the pool lies and how it behaves. `keep`: a clean stop leaves it for the next start."""
+
+    folder: pathlib.Path
+    geometry: Geometry
+    access: PoolAccess = PoolAccess()
+    eviction_policy: str = "LRU"
+    write_ttl_s: float = 600.0
+    keep: bool = False
+    interleave_numa: bool = False
+
+
+class Pool:
+    """Opened by the constructor, which recovers what a dead server left. Thread-safe."""
+
+    def __init__(
+        self, config: PoolConfig, clock: Callable[[], float] = time.monotonic, steps: StepObserver = NO_STEPS
+    ) -> None:
+        self.config = config
+        self.files = PoolFiles(config.folder, config.geometry, config.access)
+        self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records)
+        self._names = NamesTable(config.folder / "names", config.access.file_mode)
+        slots = SlotTable(self._records, Allocator())
+        self.l1 = L1Manager(
+            L1State(slots, self._names, make_policy(config.eviction_policy)), config.write_ttl_s, clock, steps
+        )
+        self.recovery: RecoveryReport = self.l1.recover()
+        self.populate_error = ""
+        self._stopping = threading.Event()
+        self._populator = threading.Thread(target=self._populate, name="lmcache-l1-populate", daemon=True)
+        self._populator.start()
+
+    @property
+    def is_populating(self) -> bool:
+        return self._populator.is_alive()
+
+    def _populate(self) -> None:
+        """Take the pages behind what recovery found in use, a slice at a time."""
+        if self.config.interleave_numa and not interleave_this_thread(online_nodes()):
+            logger.warning("this kernel does not interleave NUMA nodes; the pool follows its default policy")
+        position = self.l1.memory_bytes()[1]
+        while position < self.config.geometry.pool_bytes and not self._stopping.is_set():
+            length = min(_SLICE_BYTES, self.config.geometry.pool_bytes - position)
+            try:
+                self.files.populate(position, length)
+            except NoRoomError as error:
+                self.populate_error = str(error)
+                logger.error("the pool stays at %d bytes: %s", position, error)
+                return
+            self.l1.grow(length)
+            position += length
+
+    def wait_until_populated(self, timeout_s: float) -> None:
+        self._populator.join(timeout_s)
+
+    def close(self, keep: bool | None = None) -> None:
+        """Let go of the pool; it is removed unless kept. Nobody may use `l1` afterwards."""
+        self._stopping.set()
+        self._populator.join()
+        self._names.close()
+        self._records.close()
+        self.files.close(self.config.keep if keep is None else keep)

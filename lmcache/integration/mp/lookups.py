@@ -1,0 +1,164 @@
+"""A scheduler's questions to the server: which prefix is held, and promises given back.
+
+Belongs to the scheduler's thread. No call waits longer than it is told to; a server that
+does not answer in time is taken for gone until the control thread says otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lmcache.errors import LMCacheError, RequestRefusedError, ServerUnavailableError
+from lmcache.integration.mp.jobs import PromisedChunk
+from lmcache.integration.mp.membership import Joined, Membership
+from lmcache.protocol import messages as m
+from lmcache.protocol.blobs import split_places
+from lmcache.transport.client import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Leading chunks of a prompt that stay readable until released. `chunks[i]`: one place per rank."""
+
+    boot_id: int
+    pool_id: bytes
+    chunks: tuple[tuple[PromisedChunk, ...], ...]
+
+
+NOTHING = Promise(0, b"", ())
+
+
+@dataclass(slots=True)
+class _Asked:
+    number: int
+    joined: Joined
+    digests: Sequence[bytes]
+    deadline_s: float
+
+
+class LookupClient:
+    """Not thread-safe."""
+
+    def __init__(
+        self, membership: Membership, deadline_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._membership = membership
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._boot_id = 0
+        self._asked: dict[str, _Asked] = {}
+
+    def lookup(self, request_id: str, cache_salt: str, digests: Sequence[bytes], wait_s: float) -> Promise | None:
+        """What is held of these chunks; None: not known yet, ask again. Locks what it promises."""
+        asked = self._asked.get(request_id)
+        if asked is None:
+            asked = self._ask(request_id, cache_salt, digests)
+            if asked is None:
+                return NOTHING
+        try:
+            reply = self._connected(asked.joined).wait(asked.number, wait_s)
+        except ServerUnavailableError:
+            self._membership.lose(asked.joined.boot_id)
+            del self._asked[request_id]
+            return NOTHING
+        except RequestRefusedError as error:
+            self._refused(asked, error)
+            del self._asked[request_id]
+            return NOTHING
+        if reply is None:
+            if self._clock() < asked.deadline_s:
+                return None
+            self._membership.lose(asked.joined.boot_id)
+            self.cancel(request_id)
+            return NOTHING
+        del self._asked[request_id]
+        return self._promise(asked, reply) if isinstance(reply, m.Found) else NOTHING
+
+    def hint(self, request_id: str, cache_salt: str, digests: Sequence[bytes]) -> None:
+        """Announce a request, where the server has tiers to fetch from."""
+        joined = self._membership.current
+        if joined is not None and joined.welcome.wants_hints:
+            self._post(joined, m.Hint(request_id, cache_salt, b"".join(digests)))
+
+    def release(self, request_id: str, promise: Promise, num_chunks: int) -> None:
+        """Keep the promise for the first `num_chunks` chunks only."""
+        self._post_to_boot(promise.boot_id, m.Release(request_id, num_chunks))
+
+    def end(self, request_id: str, boot_id: int) -> None:
+        """The request is over: everything promised to it may go."""
+        self._asked.pop(request_id, None)
+        self._post_to_boot(boot_id, m.EndSession(request_id))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop waiting for an answer; what it may still promise is given back."""
+        asked = self._asked.pop(request_id, None)
+        if asked is not None:
+            if self._connection is not None and self._boot_id == asked.joined.boot_id:
+                self._connection.forget(asked.number)
+            self._post_to_boot(asked.joined.boot_id, m.EndSession(request_id))
+
+    def reset(self, epoch: bytes, timeout_s: float) -> bool:
+        """Tell the server, and wait for its word, that nothing written before is this engine's KV."""
+        joined = self._membership.current
+        if joined is None:
+            return False
+        try:
+            self._connected(joined).call(m.ResetEngine(epoch), joined.boot_id, timeout_s)
+        except LMCacheError:
+            self._membership.lose(joined.boot_id)
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _ask(self, request_id: str, cache_salt: str, digests: Sequence[bytes]) -> _Asked | None:
+        joined = self._membership.current
+        if joined is None or not digests:
+            return None
+        try:
+            message = m.Lookup(request_id, cache_salt, b"".join(digests))
+            number = self._connected(joined).send(message, joined.boot_id, 0.0)
+        except ServerUnavailableError:
+            return None
+        asked = _Asked(number, joined, digests, self._clock() + self._deadline_s)
+        self._asked[request_id] = asked
+        return asked
+
+    def _promise(self, asked: _Asked, found: m.Found) -> Promise:
+        places = split_places(found.places)
+        if not found.num_chunks:
+            return Promise(asked.joined.boot_id, b"", ())
+        num_ranks = len(places) // found.num_chunks
+        chunks = tuple(
+            tuple(PromisedChunk(digest, *place) for place in places[index * num_ranks : (index + 1) * num_ranks])
+            for index, digest in enumerate(asked.digests[: found.num_chunks])
+        )
+        return Promise(asked.joined.boot_id, asked.joined.welcome.pool_id, chunks)
+
+    def _refused(self, asked: _Asked, error: RequestRefusedError) -> None:
+        if error.code in (m.ErrorCode.UNREGISTERED, m.ErrorCode.NOT_READY):
+            self._membership.lose(asked.joined.boot_id)
+
+    def _post_to_boot(self, boot_id: int, message: m.Request) -> None:
+        """Only to the boot it is meant for: another one knows nothing of it."""
+        joined = self._membership.current
+        if joined is not None and joined.boot_id == boot_id:
+            self._post(joined, message)
+
+    def _post(self, joined: Joined, message: m.Request) -> None:
+        self._connected(joined).post(message, joined.boot_id)
+
+    def _connected(self, joined: Joined) -> Connection:
+        """The connection to this boot. Its first use may find it not connected yet: then nothing is promised."""
+        if self._connection is None or self._boot_id != joined.boot_id:
+            self.close()
+            self._asked = {}
+            self._connection = Connection(joined.url, self._membership.client_uid)
+            self._boot_id = joined.boot_id
+        return self._connection

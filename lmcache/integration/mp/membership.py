@@ -1,0 +1,258 @@
+"""Being registered with a server, and staying so: one control thread per client.
+
+    joining --hello, map the pool, lock the client file, register--> joined
+    joined  --no answer | other boot id | unregistered--> joining
+
+Whoever transfers reads the current `Joined` and keeps it for the length of one transfer.
+Losing the server is said once, and so is its return.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmcache.errors import DeclinedError, LMCacheError, RequestRefusedError, ServerUnavailableError
+from lmcache.memory.client_lock import ClientLock
+from lmcache.memory.mapping import PoolMapping, read_nonce
+from lmcache.protocol import messages as m
+from lmcache.transport.client import Connection
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_DECLINED_RETRY_S = 10.0
+_INCOMPLETE_RETRY_S = 0.05
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One successful registration. `root` is empty for workers and while ranks are missing."""
+
+    boot_id: int
+    url: str
+    mapping: PoolMapping
+    welcome: m.Welcome
+    registered: m.Registered
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipConfig:
+    url: str
+    token: str = ""
+    timeout_s: float = 5.0
+    heartbeat_s: float = 10.0
+
+
+MakeRegistration = Callable[[m.Welcome, bytes], m.RegisterWorker | m.RegisterScheduler]
+AnswerQuery = Callable[[m.ChecksumQuery], m.ChecksumResult]
+
+
+class Membership:
+    """`make_registration(welcome, nonce)` may raise DeclinedError: the server does not fit this engine."""
+
+    def __init__(
+        self,
+        config: MembershipConfig,
+        client_uid: int,
+        role: str,
+        make_registration: MakeRegistration,
+        answer_query: AnswerQuery | None = None,
+        on_joined: Callable[[Joined], None] | None = None,
+        on_removed: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.client_uid = client_uid
+        self.role = role
+        self._make_registration = make_registration
+        self._answer_query = answer_query
+        self._on_joined = on_joined
+        self._on_removed = on_removed
+        self._joined: Joined | None = None
+        self._last: Joined | None = None
+        self._mapping: PoolMapping | None = None
+        self._lock: ClientLock | None = None
+        self._event_cursor = 0
+        self._said = ""
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._connection: Connection | None = None
+        self._thread = threading.Thread(target=self._run, name=f"lmcache-{role}-control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def current(self) -> Joined | None:
+        """The registration in force, or None. Any thread."""
+        return None if self._lost.is_set() else self._joined
+
+    @property
+    def last(self) -> Joined | None:
+        """The latest registration, in force or not: what was promised under it can still be read."""
+        return self._last
+
+    def lose(self, boot_id: int) -> None:
+        """Someone met an error that says this registration is over. Any thread; acts at once."""
+        joined = self._joined
+        if joined is not None and joined.boot_id == boot_id:
+            self._lost.set()
+
+    def refresh(self) -> None:
+        """Register again although nothing was lost (a new epoch)."""
+        self._lost.set()
+
+    def wait_until_joined(self, timeout_s: float) -> Joined | None:
+        """For start-up and tests: the registration, once its root is known where one is expected."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            joined = self.current
+            if joined is not None and (joined.registered.root or self.role != "scheduler"):
+                return joined
+            time.sleep(0.005)
+        return None
+
+    def stop(self) -> None:
+        """Say goodbye if there is somebody to hear it, and let go of the client file."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # The control thread
+
+    def _run(self) -> None:
+        wait_s = 0.0
+        while not self._stop.wait(wait_s):
+            try:
+                wait_s = self._turn()
+            except Exception:  # the root of a thread: log, drop the registration, start over
+                logger.exception("the control thread failed; registering again")
+                self._forget()
+                wait_s = _RETRY_S
+        self._say_goodbye()
+
+    def _turn(self) -> float:
+        """One step of the state machine; returns how long to wait before the next."""
+        try:
+            if self._joined is None or self._lost.is_set():
+                self._joined = None
+                self._lost.clear()
+                self._join()
+            return self._stay()
+        except (DeclinedError, RequestRefusedError) as error:
+            is_routine = isinstance(error, RequestRefusedError) and error.code == m.ErrorCode.UNREGISTERED
+            self._forget()
+            if is_routine:
+                return 0.0
+            self._say(logging.WARNING, f"lmcache declines to cache: {error}")
+            return _DECLINED_RETRY_S
+        except ServerUnavailableError as error:
+            self._forget()
+            self._say(logging.WARNING, f"no lmcache server at {self.config.url}, serving on without cache ({error})")
+            return _RETRY_S
+        except LMCacheError as error:
+            self._forget()
+            self._say(logging.WARNING, f"lmcache is not used: {error}")
+            return _DECLINED_RETRY_S
+
+    def _join(self) -> None:
+        connection = self._connect(self.config.url)
+        welcome = connection.call(m.Hello(self.config.token), 0, self.config.timeout_s)
+        if not isinstance(welcome, m.Welcome):
+            raise LMCacheError(f"the server answered hello with {type(welcome).__name__}")
+        folder = pathlib.Path(welcome.pool_folder)
+        nonce = read_nonce(folder)
+        mapping = self._map(folder, welcome)
+        self._hold_lock(folder)
+        registration = self._make_registration(welcome, nonce)
+        registered = connection.call(registration, connection.boot_id, self.config.timeout_s)
+        if not isinstance(registered, m.Registered):
+            raise LMCacheError(f"the server answered a registration with {type(registered).__name__}")
+        joined = Joined(connection.boot_id, welcome.ipc_url, mapping, welcome, registered)
+        if self._on_joined is not None:
+            self._on_joined(joined)
+        self._joined = self._last = joined
+        if not registered.missing_ranks:
+            self._say(logging.INFO, f"lmcache {self.role} joined {self.config.url} (instance {registered.instance_id})")
+
+    def _map(self, folder: pathlib.Path, welcome: m.Welcome) -> PoolMapping:
+        old = self._mapping
+        if old is not None and old.pool_id == welcome.pool_id:
+            return old
+        self._mapping = PoolMapping(folder, welcome.pool_id, welcome.index_inode)
+        return self._mapping
+
+    def _hold_lock(self, folder: pathlib.Path) -> None:
+        if self._lock is not None and self._lock.is_reachable() and self._lock.path.parent.parent == folder:
+            return
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = ClientLock(folder, self.client_uid)
+
+    def _stay(self) -> float:
+        """Heartbeat and answer questions until something is lost or must be asked again."""
+        joined = self._joined
+        connection = self._connection
+        if joined is None or connection is None:
+            return _RETRY_S
+        if joined.registered.missing_ranks or (self.role == "scheduler" and not joined.registered.root):
+            self._lost.set()
+            return _INCOMPLETE_RETRY_S
+        next_ping_s = time.monotonic() + self.config.heartbeat_s
+        while not self._stop.is_set() and not self._lost.is_set():
+            connection.receive(_POLL_S)
+            self._answer(connection, joined)
+            if time.monotonic() >= next_ping_s:
+                self._ping(connection, joined)
+                next_ping_s = time.monotonic() + self.config.heartbeat_s
+        return 0.0
+
+    def _ping(self, connection: Connection, joined: Joined) -> None:
+        ping = m.Ping(joined.registered.instance_id, self._event_cursor)
+        pong = connection.call(ping, joined.boot_id, self.config.timeout_s)
+        if connection.boot_id != joined.boot_id:
+            raise ServerUnavailableError("it was restarted")
+        if isinstance(pong, m.Pong):
+            self._event_cursor = pong.event_cursor
+            if pong.removed and self._on_removed is not None:
+                self._on_removed(pong.removed)
+
+    def _answer(self, connection: Connection, joined: Joined) -> None:
+        while connection.unsolicited:
+            query = connection.unsolicited.pop(0)
+            if isinstance(query, m.ChecksumQuery) and self._answer_query is not None:
+                connection.post(self._answer_query(query), joined.boot_id)
+
+    def _connect(self, url: str) -> Connection:
+        if self._connection is None:
+            self._connection = Connection(url, self.client_uid)
+        return self._connection
+
+    def _forget(self) -> None:
+        """Start over with a new connection, so that no late answer is mistaken for a new one."""
+        self._joined = None
+        self._lost.clear()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _say_goodbye(self) -> None:
+        joined, connection = self._joined, self._connection
+        if joined is not None and connection is not None:
+            connection.post(m.Unregister(), joined.boot_id)
+            connection.receive(0.1)
+        self._forget()
+
+    def _say(self, level: int, text: str) -> None:
+        """Log a state once, not at each retry."""
+        if text != self._said:
+            self._said = text
+            logger.log(level, "%s", text)

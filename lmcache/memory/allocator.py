@@ -1,0 +1,144 @@
+"""Best-fit allocator over a range of bytes, with coalescing. Pure; one owner, not thread-safe.
+
+It hands out offsets, never touches memory, and only within what `grow` has given it.
+"""
+
+from __future__ import annotations
+
+from sortedcontainers import SortedList
+
+from lmcache.core.sizes import align_up
+from lmcache.errors import IntegrityError
+
+ALIGN_BYTES = 4096
+
+
+class Allocator:
+    """Offsets and lengths are multiples of `align_bytes`; a request is rounded up."""
+
+    def __init__(self, align_bytes: int = ALIGN_BYTES) -> None:
+        self._align_bytes = align_bytes
+        self._free: SortedList = SortedList()  # (length, offset), for the best fit
+        self._length_at: dict[int, int] = {}  # offset -> length of the free extent that starts there
+        self._start_of_end: dict[int, int] = {}  # end -> offset of the free extent that ends there
+        self.capacity_bytes = 0
+        self.free_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self.capacity_bytes - self.free_bytes
+
+    @property
+    def largest_free_bytes(self) -> int:
+        return self._free[-1][0] if self._free else 0
+
+    def rounded(self, length: int) -> int:
+        return align_up(length, self._align_bytes)
+
+    def grow(self, length: int) -> None:
+        """Take `length` more bytes at the end into use."""
+        self.capacity_bytes += length
+        self.free(self.capacity_bytes - length, length)
+
+    def allocate(self, length: int) -> int | None:
+        """Offset of the smallest free extent that holds `length` bytes; None if there is none."""
+        length = self.rounded(length)
+        position = self._free.bisect_left((length, 0))
+        if position == len(self._free):
+            return None
+        found_length, offset = self._free[position]
+        del self._free[position]
+        del self._length_at[offset]
+        del self._start_of_end[offset + found_length]
+        if found_length > length:
+            self._insert(offset + length, found_length - length)
+        self.free_bytes -= length
+        return offset
+
+    def take(self, offset: int, length: int) -> bool:
+        """Mark exactly this range as used (recovery). False if any byte of it is not free."""
+        length = self.rounded(length)
+        position = self._find_extent(offset)
+        if position is None:
+            return False
+        start, found_length = position
+        if offset + length > start + found_length:
+            return False
+        self._remove(start, found_length)
+        if offset > start:
+            self._insert(start, offset - start)
+        if start + found_length > offset + length:
+            self._insert(offset + length, start + found_length - offset - length)
+        self.free_bytes -= length
+        return True
+
+    def rebuild(self, offsets: list[int], lengths: list[int]) -> None:
+        """Start over with exactly these used ranges, ascending and disjoint (recovery)."""
+        self._free.clear()
+        self._length_at.clear()
+        self._start_of_end.clear()
+        self.free_bytes = 0
+        extents, position = [], 0
+        for offset, length in zip(offsets, lengths, strict=True):
+            if offset < position:
+                raise IntegrityError(f"used ranges overlap at offset {offset}")
+            if offset > position:
+                extents.append((offset - position, position))
+            position = offset + self.rounded(length)
+        if position < self.capacity_bytes:
+            extents.append((self.capacity_bytes - position, position))
+        self._free.update(extents)
+        self._length_at = {offset: length for length, offset in extents}
+        self._start_of_end = {offset + length: offset for length, offset in extents}
+        self.free_bytes = sum(length for length, _ in extents)
+
+    def free(self, offset: int, length: int) -> None:
+        """Give a range back; it joins its free neighbours. Freeing a free byte is an error."""
+        length = self.rounded(length)
+        if offset in self._length_at:
+            raise IntegrityError(f"offset {offset} is free already")
+        start, total = offset, length
+        before = self._start_of_end.get(offset)
+        if before is not None:
+            before_length = self._length_at[before]
+            self._remove(before, before_length)
+            start, total = before, total + before_length
+        after_length = self._length_at.get(offset + length)
+        if after_length is not None:
+            self._remove(offset + length, after_length)
+            total += after_length
+        self._insert(start, total)
+        self.free_bytes += length
+
+    def _insert(self, offset: int, length: int) -> None:
+        self._free.add((length, offset))
+        self._length_at[offset] = length
+        self._start_of_end[offset + length] = offset
+
+    def _remove(self, offset: int, length: int) -> None:
+        self._free.remove((length, offset))
+        del self._length_at[offset]
+        del self._start_of_end[offset + length]
+
+    def _find_extent(self, offset: int) -> tuple[int, int] | None:
+        for length, start in self._free:
+            if start <= offset < start + length:
+                return start, length
+        return None
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the extents are disjoint, joined, aligned and add up."""
+        extents = sorted((offset, length) for length, offset in self._free)
+        if dict(extents) != self._length_at or len(self._start_of_end) != len(extents):
+            raise IntegrityError("the free lists disagree")
+        position = -1
+        for offset, length in extents:
+            if length <= 0 or offset % self._align_bytes or length % self._align_bytes:
+                raise IntegrityError(f"free extent {offset}+{length} is empty or not aligned")
+            if offset <= position:
+                raise IntegrityError(f"free extent {offset}+{length} overlaps or touches its neighbour")
+            if self._start_of_end.get(offset + length) != offset:
+                raise IntegrityError(f"free extent {offset}+{length} is not listed by its end")
+            position = offset + length
+        if position > self.capacity_bytes or sum(length for _, length in extents) != self.free_bytes:
+            raise IntegrityError("free bytes do not add up")

@@ -1,0 +1,90 @@
+"""A client's view of a pool: the pool mapped read-write, the index read-only.
+
+Checks that it is the very pool the server means: same random id, same inode.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import pathlib
+
+import numpy as np
+
+from lmcache.errors import DeclinedError, PoolError
+from lmcache.memory.pool_files import PAGE_BYTES, Geometry, decode_header
+from lmcache.memory.records import SlotReader
+
+_MADV_POPULATE_WRITE = 23
+_SLICE_BYTES = 64 << 20
+
+
+class PoolMapping:
+    """Mappings of one pool. Thread-safe but for `close`."""
+
+    def __init__(self, folder: pathlib.Path, pool_id: bytes, inode: int) -> None:
+        """Raises DeclinedError if this process does not see the server's pool."""
+        self.folder = folder
+        self.pool_id = pool_id
+        try:
+            index_descriptor = os.open(folder / "index", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeclinedError(_unseen(folder, f"cannot open its index: {error}")) from error
+        try:
+            header = decode_header(os.read(index_descriptor, PAGE_BYTES))
+            if header is None or header[1] != pool_id or os.fstat(index_descriptor).st_ino != inode:
+                raise DeclinedError(_unseen(folder, "a folder of that name here holds another pool"))
+            self.geometry: Geometry = header[0]
+            self._index = mmap.mmap(index_descriptor, self.geometry.index_bytes, prot=mmap.PROT_READ)
+        finally:
+            os.close(index_descriptor)
+        try:
+            pool_descriptor = os.open(folder / "pool", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeclinedError(_unseen(folder, f"cannot open its pool: {error}")) from error
+        try:
+            self._pool = mmap.mmap(pool_descriptor, self.geometry.pool_bytes)
+        finally:
+            os.close(pool_descriptor)
+        self.slots = SlotReader(self._index, PAGE_BYTES, self.geometry.num_records)
+        self.bytes = np.frombuffer(self._pool, dtype=np.uint8)
+
+    def contains(self, offset: int, length: int) -> bool:
+        return 0 <= offset and 0 < length and offset + length <= self.geometry.pool_bytes
+
+    def touch(self, start: int, length: int) -> None:
+        """Map the pages of a range ahead of use; releases the interpreter while it runs.
+
+        The range must be populated already, or a full tmpfs would be met as a SIGBUS.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = self.bytes.ctypes.data
+        for offset in range(start, start + length, _SLICE_BYTES):
+            size = min(_SLICE_BYTES, start + length - offset)
+            if libc.madvise(ctypes.c_void_p(address + offset), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
+                return  # an old kernel: pages are mapped on first use instead
+
+    def close(self) -> None:
+        """Unmap. Nobody may hold a view of `bytes` any more."""
+        self.slots.close()
+        del self.bytes
+        try:
+            self._index.close()
+            self._pool.close()
+        except BufferError as error:
+            raise PoolError(f"the pool {self.folder} is still in use") from error
+
+
+def read_nonce(folder: pathlib.Path) -> bytes:
+    try:
+        return (folder / "nonce").read_bytes()
+    except OSError as error:
+        raise DeclinedError(_unseen(folder, f"cannot read its nonce: {error}")) from error
+
+
+def _unseen(folder: pathlib.Path, reason: str) -> str:
+    return (
+        f"this process does not see the server's pool {folder} ({reason}): both must run as the same user (or "
+        f"with --l1-group) and share {folder.parent}, e.g. docker run --ipc=host or one mounted volume for both"
+    )

@@ -1,0 +1,229 @@
+"""Every message that travels between an engine process and the server.
+
+Requests carry digests as one blob (32 bytes each), places as one blob of native 64-bit
+words: (slot, slot word, offset, length) per chunk and rank, chunk-major. Both ends are on
+one host. Messages are arrays on the wire; fields may be added at the end, with a default.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+
+class ErrorCode(StrEnum):
+    BAD_FRAME = "bad_frame"
+    BAD_VERSION = "bad_version"
+    BAD_MESSAGE = "bad_message"
+    UNREGISTERED = "unregistered"
+    STALE_BOOT = "stale_boot"
+    FORBIDDEN = "forbidden"
+    DECLINED = "declined"
+    INVALID = "invalid"
+    NOT_READY = "not_ready"
+    INTERNAL = "internal"
+
+
+class _Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    pass
+
+
+# Conversation
+
+
+class Hello(_Message):
+    """First contact: who are you? Needs no registration."""
+
+    token: str = ""
+
+
+class Welcome(_Message):
+    server_version: str
+    pool_folder: str
+    pool_id: bytes
+    index_inode: int
+    chunk_size: int
+    hash_algorithm: str
+    ipc_url: str
+    wants_hints: bool
+
+
+class RegisterWorker(_Message):
+    """One rank of an engine. `layout` is a `core.layout.KVLayout` as JSON; `writing` are the
+    slots (slot, slot word) this client may still be writing to; it owns no others. `attempt`
+    grows with each registration, so that one that arrives late frees nothing."""
+
+    engine_id: str
+    model_name: str
+    world_size: int
+    rank: int
+    layout: bytes
+    nonce: bytes
+    attempt: int = 1
+    writing: bytes = b""
+    token: str = ""
+
+
+class RegisterScheduler(_Message):
+    """The scheduler of an engine. `model_facts` is JSON; `epoch` is set once it was reset."""
+
+    engine_id: str
+    model_name: str
+    world_size: int
+    model_facts: bytes
+    nonce: bytes
+    epoch: bytes = b""
+    wants_events: bool = False
+    token: str = ""
+
+
+class Registered(_Message):
+    """`root` is empty until every rank of the engine has registered."""
+
+    instance_id: int
+    root: bytes
+    missing_ranks: list[int]
+    chunk_bytes: list[int]
+
+
+class Unregister(_Message):
+    pass
+
+
+class Ping(_Message):
+    """A heartbeat. `instance_id` None: a prober nobody tracks. `event_cursor`: last event seen."""
+
+    instance_id: int | None = None
+    event_cursor: int = 0
+
+
+class Pong(_Message):
+    """`removed` are digests of this engine's root that left L1, for engines that asked for events."""
+
+    ok: bool
+    event_cursor: int = 0
+    removed: bytes = b""
+
+
+# Scheduler
+
+
+class Lookup(_Message):
+    """Which prefix is held? With `lock`, the chunks found stay until released. Idempotent."""
+
+    request_id: str
+    cache_salt: str
+    digests: bytes
+    lock: bool = True
+
+
+class Found(_Message):
+    num_chunks: int
+    places: bytes
+
+
+class Hint(_Message):
+    """A request was added and will be looked up soon; takes no lock."""
+
+    request_id: str
+    cache_salt: str
+    digests: bytes
+
+
+class Release(_Message):
+    """Keep the locks of the first `num_chunks` chunks of a request, give back the rest."""
+
+    request_id: str
+    num_chunks: int = 0
+
+
+class EndSession(_Message):
+    request_id: str
+
+
+class ResetEngine(_Message):
+    """Weights or state of this engine changed: nothing written before is its KV any more."""
+
+    epoch: bytes
+
+
+# Worker
+
+
+class Reserve(_Message):
+    """`batch_id` names the batch for `AbortBatch`, should the answer get lost."""
+
+    batch_id: int
+    root: bytes
+    cache_salt: str
+    digests: bytes
+
+
+class Reserved(_Message):
+    """`statuses`: one `l1.manager.ReserveStatus` byte per digest; places of the reserved ones."""
+
+    statuses: bytes
+    places: bytes
+
+
+class Commit(_Message):
+    """These slots (slot, slot word) of a batch are written; the rest of the batch is given up."""
+
+    batch_id: int
+    slots: bytes
+
+
+class Committed(_Message):
+    num_accepted: int
+    num_refused: int
+
+
+class AbortBatch(_Message):
+    """Give a whole batch up, also one whose answer was lost. Idempotent."""
+
+    batch_id: int
+
+
+class ChecksumQuery(_Message):
+    """Server to a worker's control connection: MD5 of engine blocks, as they are now."""
+
+    query_id: int
+    block_ids: list[int]
+    chunk_size: int
+    layerwise: bool
+
+
+class ChecksumResult(_Message):
+    """Worker to server. `error` is empty on success; layers by name when layerwise."""
+
+    query_id: int
+    checksums: list[list[str]]
+    error: str = ""
+
+
+# Operators
+
+
+class Clear(_Message):
+    force: bool = True
+
+
+class Done(_Message):
+    count: int = 0
+
+
+class Failure(_Message):
+    """`code` is an ErrorCode; the text says what was wrong and what is allowed."""
+
+    code: str
+    text: str
+
+
+Request = (
+    Hello | RegisterWorker | RegisterScheduler | Unregister | Ping | Lookup | Hint | Release | EndSession
+    | ResetEngine | Reserve | Commit | AbortBatch | ChecksumResult | Clear
+)  # fmt: skip
+Reply = Welcome | Registered | Pong | Found | Reserved | Committed | Done | Failure | ChecksumQuery

@@ -1,0 +1,1 @@
+"""The server process: ZMQ loop, HTTP app, discovery of endpoints, lifecycle. Never imports torch."""

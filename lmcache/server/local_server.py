@@ -1,0 +1,92 @@
+"""Engine and ZMQ loop together, without HTTP: the data path as one object with start and stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmcache.engine.cache_server import EngineConfig, MPCacheServer
+from lmcache.protocol.frames import FRAME_BYTES_MAX
+from lmcache.protocol.messages import Reply
+from lmcache.server.dispatcher import Dispatcher, encode_post
+from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
+from lmcache.telemetry.steps import NO_STEPS, StepObserver
+from lmcache.transport.server import ServerLoop
+
+logger = logging.getLogger(__name__)
+
+_EVICTION_INTERVAL_S = 1.0
+_REAP_INTERVAL_S_MAX = 5.0
+_TICK_S = 1.0
+_IPC_NAME = "zmq.ipc"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServerConfig:
+    """`url`: where ZMQ listens beside the ipc socket in the pool folder. `token`: asked of every client."""
+
+    engine: EngineConfig
+    url: str
+    version: str = ""
+    token: str | None = None
+
+
+class LocalServer:
+    """Opens the pool and binds in the constructor; raises PoolError, ConfigError."""
+
+    def __init__(
+        self,
+        config: LocalServerConfig,
+        metrics: MetricRegistry,
+        threads: PeriodicThreadRegistry,
+        clock: Callable[[], float] = time.monotonic,
+        steps: StepObserver = NO_STEPS,
+    ) -> None:
+        self.threads = threads
+        self.engine = MPCacheServer(config.engine, metrics, self._post, clock, steps)
+        ipc_path = config.engine.pool.folder / _IPC_NAME
+        self.ipc_url = f"ipc://{ipc_path}"
+        dispatcher = Dispatcher(self.engine, config.version, self.ipc_url, config.token)
+        try:
+            ipc_path.unlink(missing_ok=True)
+            self.loop = ServerLoop(
+                [self.ipc_url, config.url], dispatcher.handle, self._tick, _TICK_S, FRAME_BYTES_MAX
+            )
+            self._open_to_group(ipc_path)
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def _open_to_group(self, ipc_path: pathlib.Path) -> None:
+        access = self.engine.config.pool.access
+        if access.group_id is not None:
+            os.chown(ipc_path, -1, access.group_id)
+        ipc_path.chmod(access.file_mode)
+
+    def start(self) -> None:
+        liveness = self.engine.config.liveness
+        reap_s = min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
+        self.loop.start()
+        self.threads.start(
+            PeriodicThread("lmcache-l1-eviction", ThreadLevel.CRITICAL, _EVICTION_INTERVAL_S, self.engine.evict_cycle)
+        )
+        self.threads.start(
+            PeriodicThread("lmcache-mp-worker-reaper", ThreadLevel.MEDIUM, reap_s, self.engine.reap_cycle)
+        )
+
+    def _post(self, peer: bytes, message: Reply) -> None:
+        self.loop.post(peer, encode_post(self.engine, message))
+
+    def _tick(self) -> None:
+        """The loop has no duties of its own between frames."""
+
+    def stop(self, keep: bool | None = None) -> None:
+        """Answer no more, let go of the pool."""
+        self.threads.stop_all()
+        self.loop.stop()
+        self.engine.close(keep)

@@ -1,0 +1,1 @@
+"""Metrics, periodic threads, named steps. Knows nothing of keys or sockets."""
