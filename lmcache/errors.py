@@ -15,6 +15,10 @@ class ConfigError(LMCacheError):
     """A setting, or a combination of settings, that cannot be honoured."""
 
 
+class EndpointError(LMCacheError):
+    """A module of HTTP endpoints that cannot be served."""
+
+
 class KeyFormatError(LMCacheError, ValueError):
     """A field of an object key breaks the key invariants."""
 

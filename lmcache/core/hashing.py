@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from blake3 import blake3
@@ -78,7 +78,7 @@ class Sha256CborAlgorithm:
         return hashlib.sha256(encoded).digest()
 
 
-_ALGORITHMS = {"blake3": Blake3Algorithm, "sha256_cbor": Sha256CborAlgorithm}
+_ALGORITHMS: dict[str, Callable[[], ChunkHashAlgorithm]] = {"blake3": Blake3Algorithm, "sha256_cbor": Sha256CborAlgorithm}
 ALGORITHM_NAMES = tuple(_ALGORITHMS)
 
 

@@ -54,6 +54,7 @@ class LookupModule:
             )
             l1.unlock(old)
             self._count(client.model_name, salt, len(digests), len(slots) // len(rank_groups), len(slots))
+        self._steps.reached("lookup.promised")
         return Found(len(slots) // len(rank_groups), places)
 
     def _count(self, model_name: str, salt: str, num_asked: int, num_found: int, num_slots: int) -> None:
@@ -65,10 +66,14 @@ class LookupModule:
         metrics.l1_read.add(num_slots, salt)
 
     def release(self, l1: L1Manager, client: Client, request_id: str, num_chunks: int) -> int:
-        return self._sessions.release(l1, client.uid, request_id, max(0, num_chunks))
+        num_given_back = self._sessions.release(l1, client.uid, request_id, max(0, num_chunks))
+        self._steps.reached("lookup.released")
+        return num_given_back
 
     def end_session(self, l1: L1Manager, client: Client, request_id: str) -> int:
-        return int(self._sessions.end(l1, client.uid, request_id))
+        was_open = self._sessions.end(l1, client.uid, request_id)
+        self._steps.reached("lookup.ended")
+        return int(was_open)
 
     def _ready_engine(self, client: Client) -> Engine:
         engine = self._registry.engine_of(client)

@@ -48,7 +48,7 @@ class Pool:
     ) -> None:
         self.config = config
         self.files = PoolFiles(config.folder, config.geometry, config.access)
-        self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records)
+        self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records, steps)
         self._names = NamesTable(config.folder / "names", config.access.file_mode)
         slots = SlotTable(self._records, Allocator())
         self.l1 = L1Manager(

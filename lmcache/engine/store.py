@@ -82,6 +82,7 @@ class StoreModule:
         accepted = set(l1.commit(client.uid, written))
         self._steps.reached("store.committed")
         self._close_batch(l1, client.uid, batch_id, {place.slot for place in written})
+        self._steps.reached("store.closed")
         metrics = self._metrics
         metrics.store_finished.add(1)
         metrics.refused_commits.add(len(written) - len(accepted))

@@ -128,6 +128,8 @@ class L1Manager:
                     accepted.append(place.slot)
                 else:
                     self._free_quarantined(owner_uid, place)
+            # As in a lookup: a prompt's tail ends up least recent, so it is evicted before its head.
+            self._state.touch(reversed(accepted))
         return accepted
 
     def _commit_one(self, slot: int) -> None:
@@ -136,6 +138,7 @@ class L1Manager:
         namespace = state.namespace_of(record)
         del namespace.writing[(record.kv_rank, record.group_id), record.digest]
         del state.write_deadlines[slot]
+        self._steps.reached("l1.commit")
         state.slots.set_state(slot, SlotState.WRITING, SlotState.READY)
         self._steps.reached("l1.committed")
         state.add_ready(slot, record, namespace)
@@ -293,6 +296,7 @@ class L1Manager:
         for slot in siblings:
             if slot == victim or slot not in state.lock_counts:
                 state.remove_ready(slot, state.slots.records.read(slot))
+                self._steps.reached("l1.evicted")
                 num_removed += 1
         return num_removed
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmcache.core.sizes import align_up
 from lmcache.l1.namespace import Namespace, NamespaceKey
 from lmcache.l1.state import L1State
 from lmcache.memory.names import NameKind
@@ -40,7 +39,7 @@ def recover(state: L1State, align_bytes: int) -> RecoveryReport:
     pending = scanned.slots[is_pending].tolist()
     for slot in pending:
         records.set_state(slot, SlotState.QUARANTINED)
-    _rebuild_slots(state, scanned, kept, np.flatnonzero(is_pending))
+    _rebuild_slots(state, scanned, kept, np.flatnonzero(is_pending), align_bytes)
     ready_slots = scanned.slots[kept]
     order = np.argsort(scanned.recency[kept], kind="stable")
     state.policy.touch(ready_slots[order].tolist())
@@ -54,13 +53,20 @@ def _overlapping(scanned: ScannedRecords, align_bytes: int) -> np.ndarray:
     doubtful = np.zeros(len(scanned.slots), dtype=bool)
     order = np.argsort(scanned.offsets, kind="stable")
     starts = scanned.offsets[order]
-    ends = starts + (scanned.lengths[order] + np.uint64(align_bytes - 1)) // np.uint64(align_bytes) * np.uint64(align_bytes)
+    ends = _ends(scanned, order, align_bytes)
     reach = np.maximum.accumulate(ends) if len(ends) else ends
     for later in np.flatnonzero(starts[1:] < reach[:-1]).tolist():
         doubtful[order[later + 1]] = True
         clashing = np.flatnonzero(ends[: later + 1] > starts[later + 1])
         doubtful[order[clashing]] = True
     return doubtful
+
+
+def _ends(scanned: ScannedRecords, order: np.ndarray, align_bytes: int) -> np.ndarray:
+    """Where the bytes of these records end, rounded up as the allocator rounds."""
+    align = np.uint64(align_bytes)
+    ends: np.ndarray = scanned.offsets[order] + (scanned.lengths[order] + align - np.uint64(1)) // align * align
+    return ends
 
 
 def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -75,7 +81,7 @@ def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> 
             dropped += slots
             continue
         table = namespace.table((kv_rank, group_id))
-        table.update(zip(map(state.slots.records.digest, slots), slots, strict=True))
+        table.update(zip(state.slots.records.digests(scanned.slots[members]), slots, strict=True))
         if len(table) < len(slots):
             survivors = set(table.values())
             dropped += [slot for slot in slots if slot not in survivors]
@@ -122,14 +128,21 @@ def _named_namespace(state: L1State, model_id: int, root_id: int, salt_id: int) 
     return known_again
 
 
-def _rebuild_slots(state: L1State, scanned: ScannedRecords, kept: np.ndarray, pending: np.ndarray) -> None:
+def _rebuild_slots(
+    state: L1State, scanned: ScannedRecords, kept: np.ndarray, pending: np.ndarray, align_bytes: int
+) -> None:
     indices = np.concatenate([kept, pending])
     order = indices[np.argsort(scanned.offsets[indices], kind="stable")]
-    offsets, lengths = scanned.offsets[order].tolist(), scanned.lengths[order].tolist()
+    starts = scanned.offsets[order]
+    ends = _ends(scanned, order, align_bytes)
     allocator = state.slots.allocator
-    if offsets:
-        allocator.grow(align_up(offsets[-1] + lengths[-1], allocator.rounded(1)))
-    allocator.rebuild(offsets, lengths)
+    if len(ends):
+        allocator.grow(int(ends[-1]))
+    # Only where one object does not begin where the one before it ends is there a gap.
+    gaps = np.flatnonzero(np.append(starts[1:], ends[-1:]) != ends) if len(ends) else ends
+    bounds = [0, *ends[gaps].tolist()]
+    nexts = [int(starts[0]) if len(starts) else 0, *starts[gaps + 1].tolist()]
+    allocator.rebuild([(start, end - start) for start, end in zip(bounds, nexts, strict=True) if end > start])
     used = dict.fromkeys(scanned.slots[kept].tolist(), SlotState.READY)
     used.update(dict.fromkeys(scanned.slots[pending].tolist(), SlotState.QUARANTINED))
     state.slots.adopt(used)

@@ -73,11 +73,10 @@ class L1State:
     # Objects
 
     def add_ready(self, slot: int, record: SlotRecord, namespace: Namespace) -> None:
-        """A slot just committed becomes findable."""
+        """A slot just committed becomes findable; the caller touches it."""
         namespace.table((record.kv_rank, record.group_id))[record.digest] = slot
         salt = namespace.key.cache_salt
         self.usage_bytes[salt] = self.usage_bytes.get(salt, 0) + record.length
-        self.policy.touch((slot,))
 
     def remove_ready(self, slot: int, record: SlotRecord) -> None:
         """Take an object out and free its slot, locked or not; readers see the slot word change."""

@@ -46,7 +46,8 @@ class Allocator:
         position = self._free.bisect_left((length, 0))
         if position == len(self._free):
             return None
-        found_length, offset = self._free[position]
+        extent: tuple[int, int] = self._free[position]
+        found_length, offset = extent
         del self._free[position]
         del self._length_at[offset]
         del self._start_of_end[offset + found_length]
@@ -72,25 +73,13 @@ class Allocator:
         self.free_bytes -= length
         return True
 
-    def rebuild(self, offsets: list[int], lengths: list[int]) -> None:
-        """Start over with exactly these used ranges, ascending and disjoint (recovery)."""
-        self._free.clear()
-        self._length_at.clear()
-        self._start_of_end.clear()
-        self.free_bytes = 0
-        extents, position = [], 0
-        for offset, length in zip(offsets, lengths, strict=True):
-            if offset < position:
-                raise IntegrityError(f"used ranges overlap at offset {offset}")
-            if offset > position:
-                extents.append((offset - position, position))
-            position = offset + self.rounded(length)
-        if position < self.capacity_bytes:
-            extents.append((self.capacity_bytes - position, position))
-        self._free.update(extents)
-        self._length_at = {offset: length for length, offset in extents}
-        self._start_of_end = {offset + length: offset for length, offset in extents}
-        self.free_bytes = sum(length for length, _ in extents)
+    def rebuild(self, gaps: list[tuple[int, int]]) -> None:
+        """Start over with exactly these free extents (offset, length), ascending and apart (recovery)."""
+        self._free = SortedList((length, offset) for offset, length in gaps)
+        self._length_at = dict(gaps)
+        self._start_of_end = {offset + length: offset for offset, length in gaps}
+        self.free_bytes = sum(length for _, length in gaps)
+        self.check_integrity()
 
     def free(self, offset: int, length: int) -> None:
         """Give a range back; it joins its free neighbours. Freeing a free byte is an error."""

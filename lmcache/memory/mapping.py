@@ -9,15 +9,18 @@ import ctypes
 import mmap
 import os
 import pathlib
+import time
+from collections.abc import Callable
 
 import numpy as np
 
 from lmcache.errors import DeclinedError, PoolError
-from lmcache.memory.pool_files import PAGE_BYTES, Geometry, decode_header
+from lmcache.memory.pool_files import PAGE_BYTES, Geometry, decode_header, populated_bytes
 from lmcache.memory.records import SlotReader
 
 _MADV_POPULATE_WRITE = 23
 _SLICE_BYTES = 64 << 20
+_WAIT_S = 0.05
 
 
 class PoolMapping:
@@ -53,17 +56,22 @@ class PoolMapping:
     def contains(self, offset: int, length: int) -> bool:
         return 0 <= offset and 0 < length and offset + length <= self.geometry.pool_bytes
 
-    def touch(self, start: int, length: int) -> None:
-        """Map the pages of a range ahead of use; releases the interpreter while it runs.
+    def touch_ahead(self, should_stop: Callable[[], bool]) -> None:
+        """Map the pool's pages before they are used, following the server as it populates them.
 
-        The range must be populated already, or a full tmpfs would be met as a SIGBUS.
+        A first touch costs more than the copy itself. Releases the interpreter while the
+        kernel works; meant for a background thread, ends when all is mapped.
         """
         libc = ctypes.CDLL(None, use_errno=True)
-        address = self.bytes.ctypes.data
-        for offset in range(start, start + length, _SLICE_BYTES):
-            size = min(_SLICE_BYTES, start + length - offset)
-            if libc.madvise(ctypes.c_void_p(address + offset), ctypes.c_size_t(size), _MADV_POPULATE_WRITE) != 0:
+        address, position = self.bytes.ctypes.data, 0
+        while position < self.geometry.pool_bytes and not should_stop():
+            length = min(_SLICE_BYTES, populated_bytes(self._index) - position)
+            if length <= 0:
+                time.sleep(_WAIT_S)
+                continue
+            if libc.madvise(ctypes.c_void_p(address + position), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
                 return  # an old kernel: pages are mapped on first use instead
+            position += length
 
     def close(self) -> None:
         """Unmap. Nobody may hold a view of `bytes` any more."""

@@ -61,14 +61,20 @@ class NamesTable:
             if end > len(content) or xxhash.xxh3_64_intdigest(body) != checksum or kind not in list(NameKind):
                 break
             name = content[position + _ENTRY.size : end]
-            old = self._name_of.get(name_id)
-            if old is not None:
-                self._id_of.pop(old, None)
-            self._name_of[name_id] = (NameKind(kind), name)
-            self._id_of[(NameKind(kind), name)] = name_id
+            self._learn(name_id, (NameKind(kind), name))
             position = end
         self._file_bytes = position
         self._next_id = max(self._name_of, default=0) + 1
+
+    def _learn(self, name_id: int, key: tuple[NameKind, bytes]) -> None:
+        """A later entry ends both what its id meant before and the id its name had before."""
+        old_name, old_id = self._name_of.get(name_id), self._id_of.get(key)
+        if old_name is not None:
+            del self._id_of[old_name]
+        if old_id is not None and old_id != name_id:
+            del self._name_of[old_id]
+        self._name_of[name_id] = key
+        self._id_of[key] = name_id
 
     def acquire(self, kind: NameKind, name: bytes) -> int:
         """The id of a name, made durable before it is returned; one more use of it."""

@@ -33,6 +33,9 @@ from lmcache.memory.records import RECORD_BYTES
 PAGE_BYTES = 4096
 _MAGIC = b"LMCPOOL1"
 _HEADER = struct.Struct("<8sQQ16s")  # magic, pool bytes, number of records, pool id
+# In the header page, outside the checksum: how many leading bytes of the pool have pages.
+_POPULATED = struct.Struct("<Q")
+_POPULATED_AT = 128
 # One record per this many pool bytes: the smallest object that fills the pool.
 _BYTES_PER_RECORD = 32 * 1024
 _RECORDS_MIN = 1024
@@ -90,6 +93,12 @@ def decode_header(content: bytes) -> tuple[Geometry, bytes] | None:
     if magic != _MAGIC or xxhash.xxh3_64_intdigest(body) != checksum:
         return None
     return Geometry(pool_bytes, num_records), pool_id
+
+
+def populated_bytes(index: mmap.mmap) -> int:
+    """Leading bytes of the pool that a client may touch ahead of use."""
+    value: int = _POPULATED.unpack_from(index, _POPULATED_AT)[0]
+    return value
 
 
 def read_geometry(folder: pathlib.Path) -> tuple[Geometry, bytes] | None:
@@ -203,6 +212,7 @@ class PoolFiles:
             os.posix_fallocate(self.pool_descriptor, start, length)
         except OSError as error:
             raise NoRoomError(f"no room for bytes {start} to {start + length} of the pool: {error}") from error
+        _POPULATED.pack_into(self.index, _POPULATED_AT, start + length)
 
     def is_lost(self) -> bool:
         """Whether someone removed or replaced the files under us."""
@@ -215,11 +225,11 @@ class PoolFiles:
 
     def close(self, keep: bool) -> None:
         """Let go; remove the folder unless `keep`. Mapped readers keep their pages."""
-        os.close(self.pool_descriptor)
         try:
             self.index.close()
         except BufferError as error:
             raise PoolError("the index is still in use") from error
+        os.close(self.pool_descriptor)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._owner.release()

@@ -28,6 +28,8 @@ from enum import IntEnum
 import numpy as np
 import xxhash
 
+from lmcache.telemetry.steps import NO_STEPS, StepObserver
+
 RECORD_WORDS = 16
 RECORD_BYTES = RECORD_WORDS * 8
 _PAYLOAD = struct.Struct("<32sQQIIIIQQ")  # words 0 to 9
@@ -94,9 +96,10 @@ class ScannedRecords:
 class RecordTable:
     """The records of one mapped index file, from byte `start` on. Writer side; one owner."""
 
-    def __init__(self, mapping: mmap.mmap, start: int, num_records: int) -> None:
+    def __init__(self, mapping: mmap.mmap, start: int, num_records: int, steps: StepObserver = NO_STEPS) -> None:
         self._mapping = mapping
         self._start = start
+        self._steps = steps
         self.num_records = num_records
         self._view = memoryview(mapping)[start : start + num_records * RECORD_BYTES]
         self._words = self._view.cast("Q")
@@ -127,6 +130,7 @@ class RecordTable:
         )  # fmt: skip
         base = slot * RECORD_BYTES
         self._view[base : base + _PAYLOAD.size] = payload
+        self._steps.reached("l1.payload")
         words, first = self._words, slot * RECORD_WORDS
         words[first + _CHECKSUM_WORD] = xxhash.xxh3_64_intdigest(payload)
         word = make_slot_word((words[first + _SLOT_WORD] >> _STATE_BITS) + 1, SlotState.WRITING)
@@ -153,6 +157,11 @@ class RecordTable:
     def digest(self, slot: int) -> bytes:
         base = slot * RECORD_BYTES
         return bytes(self._view[base : base + 32])
+
+    def digests(self, slots: np.ndarray) -> list[bytes]:
+        """The digests of many slots at once."""
+        blob = np.ascontiguousarray(self.array[slots, :4]).tobytes()
+        return [blob[start : start + 32] for start in range(0, len(blob), 32)]
 
     def owner_uid(self, slot: int) -> int:
         return self._words[slot * RECORD_WORDS + _OWNER_WORD]

@@ -9,20 +9,24 @@ Request number 0 is the server speaking first (a checksum query).
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from lmcache.errors import ProtocolError
 from lmcache.protocol.messages import PROTOCOL_VERSION, Reply, Request
 
+T = TypeVar("T")
+
 _HEADER = struct.Struct("<HHIQQQ")
 _MAGIC = 0x4B4C
 FRAME_BYTES_MAX = 16 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_request = msgspec.msgpack.Decoder(Request).decode
-_decode_reply = msgspec.msgpack.Decoder(Reply).decode
+_decode_request: Callable[[memoryview], Request] = msgspec.msgpack.Decoder(Request).decode
+_decode_reply: Callable[[memoryview], Reply] = msgspec.msgpack.Decoder(Reply).decode
 
 
 class BadVersionError(ProtocolError):
@@ -65,7 +69,7 @@ def decode_reply(frame: bytes) -> Reply:
     return _decode(_decode_reply, frame)
 
 
-def _decode(decode, frame):  # type: ignore[no-untyped-def]
+def _decode(decode: Callable[[memoryview], T], frame: bytes) -> T:
     try:
         return decode(memoryview(frame)[_HEADER.size :])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -34,13 +34,13 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
 # Conversation
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True):
     """First contact: who are you? Needs no registration."""
 
     token: str = ""
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True):
     server_version: str
     pool_folder: str
     pool_id: bytes
@@ -51,7 +51,7 @@ class Welcome(_Message):
     wants_hints: bool
 
 
-class RegisterWorker(_Message):
+class RegisterWorker(_Message, frozen=True):
     """One rank of an engine. `layout` is a `core.layout.KVLayout` as JSON; `writing` are the
     slots (slot, slot word) this client may still be writing to; it owns no others. `attempt`
     grows with each registration, so that one that arrives late frees nothing."""
@@ -67,7 +67,7 @@ class RegisterWorker(_Message):
     token: str = ""
 
 
-class RegisterScheduler(_Message):
+class RegisterScheduler(_Message, frozen=True):
     """The scheduler of an engine. `model_facts` is JSON; `epoch` is set once it was reset."""
 
     engine_id: str
@@ -80,7 +80,7 @@ class RegisterScheduler(_Message):
     token: str = ""
 
 
-class Registered(_Message):
+class Registered(_Message, frozen=True):
     """`root` is empty until every rank of the engine has registered."""
 
     instance_id: int
@@ -89,18 +89,18 @@ class Registered(_Message):
     chunk_bytes: list[int]
 
 
-class Unregister(_Message):
+class Unregister(_Message, frozen=True):
     pass
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     """A heartbeat. `instance_id` None: a prober nobody tracks. `event_cursor`: last event seen."""
 
     instance_id: int | None = None
     event_cursor: int = 0
 
 
-class Pong(_Message):
+class Pong(_Message, frozen=True):
     """`removed` are digests of this engine's root that left L1, for engines that asked for events."""
 
     ok: bool
@@ -111,7 +111,7 @@ class Pong(_Message):
 # Scheduler
 
 
-class Lookup(_Message):
+class Lookup(_Message, frozen=True):
     """Which prefix is held? With `lock`, the chunks found stay until released. Idempotent."""
 
     request_id: str
@@ -120,12 +120,12 @@ class Lookup(_Message):
     lock: bool = True
 
 
-class Found(_Message):
+class Found(_Message, frozen=True):
     num_chunks: int
     places: bytes
 
 
-class Hint(_Message):
+class Hint(_Message, frozen=True):
     """A request was added and will be looked up soon; takes no lock."""
 
     request_id: str
@@ -133,18 +133,18 @@ class Hint(_Message):
     digests: bytes
 
 
-class Release(_Message):
+class Release(_Message, frozen=True):
     """Keep the locks of the first `num_chunks` chunks of a request, give back the rest."""
 
     request_id: str
     num_chunks: int = 0
 
 
-class EndSession(_Message):
+class EndSession(_Message, frozen=True):
     request_id: str
 
 
-class ResetEngine(_Message):
+class ResetEngine(_Message, frozen=True):
     """Weights or state of this engine changed: nothing written before is its KV any more."""
 
     epoch: bytes
@@ -153,7 +153,7 @@ class ResetEngine(_Message):
 # Worker
 
 
-class Reserve(_Message):
+class Reserve(_Message, frozen=True):
     """`batch_id` names the batch for `AbortBatch`, should the answer get lost."""
 
     batch_id: int
@@ -162,32 +162,32 @@ class Reserve(_Message):
     digests: bytes
 
 
-class Reserved(_Message):
+class Reserved(_Message, frozen=True):
     """`statuses`: one `l1.manager.ReserveStatus` byte per digest; places of the reserved ones."""
 
     statuses: bytes
     places: bytes
 
 
-class Commit(_Message):
+class Commit(_Message, frozen=True):
     """These slots (slot, slot word) of a batch are written; the rest of the batch is given up."""
 
     batch_id: int
     slots: bytes
 
 
-class Committed(_Message):
+class Committed(_Message, frozen=True):
     num_accepted: int
     num_refused: int
 
 
-class AbortBatch(_Message):
+class AbortBatch(_Message, frozen=True):
     """Give a whole batch up, also one whose answer was lost. Idempotent."""
 
     batch_id: int
 
 
-class ChecksumQuery(_Message):
+class ChecksumQuery(_Message, frozen=True):
     """Server to a worker's control connection: MD5 of engine blocks, as they are now."""
 
     query_id: int
@@ -196,7 +196,7 @@ class ChecksumQuery(_Message):
     layerwise: bool
 
 
-class ChecksumResult(_Message):
+class ChecksumResult(_Message, frozen=True):
     """Worker to server. `error` is empty on success; layers by name when layerwise."""
 
     query_id: int
@@ -207,15 +207,15 @@ class ChecksumResult(_Message):
 # Operators
 
 
-class Clear(_Message):
+class Clear(_Message, frozen=True):
     force: bool = True
 
 
-class Done(_Message):
+class Done(_Message, frozen=True):
     count: int = 0
 
 
-class Failure(_Message):
+class Failure(_Message, frozen=True):
     """`code` is an ErrorCode; the text says what was wrong and what is allowed."""
 
     code: str

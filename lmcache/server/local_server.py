@@ -59,7 +59,8 @@ class LocalServer:
             )
             self._open_to_group(ipc_path)
         except BaseException:
-            self.engine.close()
+            # What an earlier server left behind is not lost to a start that failed.
+            self.engine.close(keep=self.engine.pool.files.is_adopted or None)
             raise
 
     def _open_to_group(self, ipc_path: pathlib.Path) -> None:

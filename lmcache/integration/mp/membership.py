@@ -32,13 +32,17 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One successful registration. `root` is empty for workers and while ranks are missing."""
+    """One successful registration. Its root is empty while ranks are missing.
+
+    `epoch` is the one it was made for (empty: the engine was never reset).
+    """
 
     boot_id: int
     url: str
     mapping: PoolMapping
     welcome: m.Welcome
     registered: m.Registered
+    epoch: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Membership:
         answer_query: AnswerQuery | None = None,
         on_joined: Callable[[Joined], None] | None = None,
         on_removed: Callable[[bytes], None] | None = None,
+        touches_pool: bool = False,
     ) -> None:
         self.config = config
         self.client_uid = client_uid
@@ -73,6 +78,7 @@ class Membership:
         self._answer_query = answer_query
         self._on_joined = on_joined
         self._on_removed = on_removed
+        self._touches_pool = touches_pool
         self._joined: Joined | None = None
         self._last: Joined | None = None
         self._mapping: PoolMapping | None = None
@@ -176,7 +182,8 @@ class Membership:
         registered = connection.call(registration, connection.boot_id, self.config.timeout_s)
         if not isinstance(registered, m.Registered):
             raise LMCacheError(f"the server answered a registration with {type(registered).__name__}")
-        joined = Joined(connection.boot_id, welcome.ipc_url, mapping, welcome, registered)
+        epoch = registration.epoch if isinstance(registration, m.RegisterScheduler) else b""
+        joined = Joined(connection.boot_id, welcome.ipc_url, mapping, welcome, registered, epoch)
         if self._on_joined is not None:
             self._on_joined(joined)
         self._joined = self._last = joined
@@ -187,8 +194,11 @@ class Membership:
         old = self._mapping
         if old is not None and old.pool_id == welcome.pool_id:
             return old
-        self._mapping = PoolMapping(folder, welcome.pool_id, welcome.index_inode)
-        return self._mapping
+        mapping = self._mapping = PoolMapping(folder, welcome.pool_id, welcome.index_inode)
+        if self._touches_pool:
+            gone = lambda: self._stop.is_set() or self._mapping is not mapping  # noqa: E731
+            threading.Thread(target=mapping.touch_ahead, args=(gone,), name="lmcache-touch", daemon=True).start()
+        return mapping
 
     def _hold_lock(self, folder: pathlib.Path) -> None:
         if self._lock is not None and self._lock.is_reachable() and self._lock.path.parent.parent == folder:

@@ -243,11 +243,13 @@ class TransferWorker:
         except LMCacheError as error:
             self._give_up(link, joined, batch_id, error)
             return [], StoreOutcome.FAILED
+        self._steps.reached("store.granted")
         places = split_places(reply.places)
         slots = [(slot, word) for slot, word, _, _ in places]
         if not self._ledger.begin(generation, slots):
             self._give_up(link, joined, batch_id, None)
             return [], StoreOutcome.FAILED
+        num_accepted = 0
         try:
             chosen = [index for index, status in enumerate(reply.statuses) if status == _RESERVED]
             for index, (_, _, offset, length) in zip(chosen, places, strict=True):
@@ -258,11 +260,15 @@ class TransferWorker:
                 self._help_with_loads()
             self._steps.reached("store.commit")
             num_accepted = self._commit(link, joined, batch_id, slots) if slots else 0
+            self._steps.reached("store.answered")
         except Exception:
             self._give_up(link, joined, batch_id, None)
             raise
         finally:
             self._ledger.end(slots)
+            if num_accepted != len(slots) and self._ledger.generation() != generation:
+                # A registration meanwhile named these slots as being written: only the next one frees them.
+                self._membership.refresh()
         if num_accepted != len(slots):
             return [], StoreOutcome.FAILED
         outcome = StoreOutcome.NO_ROOM if _NO_ROOM in reply.statuses else StoreOutcome.SKIPPED

@@ -1,0 +1,172 @@
+"""What the benchmarks share: a real server in a process of its own, synthetic clients, medians, a table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from lmcache.core.layout import KernelGroup, KVLayout
+from lmcache.integration.mp.ledger import WriteLedger
+from lmcache.integration.mp.lookups import LookupClient
+from lmcache.integration.mp.membership import Joined, Membership, MembershipConfig
+from lmcache.integration.mp.worker import TransferConfig, TransferWorker
+from lmcache.kv_copy.cpu import CpuCopier
+from lmcache.protocol import messages as m
+from lmcache.protocol.blobs import pack_slots
+
+CHUNK_TOKENS = 256
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a result: what was measured, the value, what it is held against."""
+
+    name: str
+    value: str
+    target: str = ""
+    is_met: bool | None = None
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    width = max(len(row.name) for row in rows)
+    print(f"\n{title}")
+    for row in rows:
+        mark = {None: "", True: "ok", False: "MISSED"}[row.is_met]
+        print(f"  {row.name:<{width}}  {row.value:>28}  {row.target:>20}  {mark}".rstrip())
+    sys.stdout.flush()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class RunningServer:
+    process: subprocess.Popen[bytes]
+    port: int
+    http_port: int
+    seconds_to_first_200: float
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def start_server(l1_gib: float, *flags: str, port: int | None = None, name: str | None = None) -> RunningServer:
+    """`lmcache server`, as a user starts it; returns at its first 200 on /healthcheck."""
+    port, http_port = port or free_port(), free_port()
+    command = [
+        sys.executable, "-m", "lmcache", "server", "--port", str(port), "--http-port", str(http_port),
+        "--l1-size-gb", str(l1_gib), "--shm-name", name or f"bench-{os.getpid()}-{port}", *flags,
+    ]  # fmt: skip
+    begun_s = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/healthcheck", timeout=1):
+                return RunningServer(process, port, http_port, time.perf_counter() - begun_s)
+        except OSError:
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with {process.returncode}: {' '.join(command)}") from None
+            time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def server(l1_gib: float, *flags: str) -> Iterator[RunningServer]:
+    running = start_server(l1_gib, *flags)
+    try:
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait()
+
+
+@dataclass
+class SyntheticEngine:
+    """One rank and its scheduler over plain memory: what an engine does, without the model."""
+
+    pages: np.ndarray
+    worker: TransferWorker
+    lookups: LookupClient
+    members: tuple[Membership, Membership]
+    joined: Joined
+
+    @property
+    def root(self) -> bytes:
+        return self.joined.registered.root
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.lookups.close()
+        for member in self.members:
+            member.stop()
+
+
+def join_engine(port: int, bytes_per_token: int, num_tokens: int, num_threads: int = 1) -> SyntheticEngine:
+    """32 layers of KV pages with room for twice `num_tokens`, joined to the server on `port`."""
+    layers = 32
+    page = bytes_per_token * BLOCK_TOKENS // layers
+    num_blocks = 2 * num_tokens // BLOCK_TOKENS
+    pages = np.ones((layers, num_blocks, page), dtype=np.uint8)
+    group = KernelGroup(tuple(f"layer.{i}" for i in range(layers)), page, "bfloat16", (num_blocks, 8, 16, 256))
+    layout = KVLayout(BLOCK_TOKENS, num_blocks, (group,), "LBHNC", "synthetic")
+    ledger, engine_id = WriteLedger(), secrets.token_hex(8)
+    config = MembershipConfig(f"tcp://127.0.0.1:{port}")
+
+    def as_worker(welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
+        writing = pack_slots(ledger.snapshot_for_registration())
+        return m.RegisterWorker(engine_id, "synthetic", 1, 0, msgspec.json.encode(layout), nonce, 1, writing)
+
+    def as_scheduler(welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
+        return m.RegisterScheduler(engine_id, "synthetic", 1, json.dumps({"model": "synthetic"}).encode(), nonce)
+
+    worker_member = Membership(config, secrets.randbits(63) | 1, "worker", as_worker, touches_pool=True)
+    scheduler_member = Membership(config, secrets.randbits(63) | 1, "scheduler", as_scheduler)
+    worker_member.start()
+    scheduler_member.start()
+    joined = scheduler_member.wait_until_joined(10)
+    if joined is None or worker_member.wait_until_joined(10) is None:
+        raise RuntimeError("the synthetic engine could not join the server")
+    transfer = TransferWorker(
+        TransferConfig(0, CHUNK_TOKENS // BLOCK_TOKENS, num_threads=num_threads), CpuCopier([pages]), worker_member, ledger
+    )
+    transfer.start()
+    return SyntheticEngine(
+        pages, transfer, LookupClient(scheduler_member, 5.0), (worker_member, scheduler_member), joined
+    )
+
+
+def seconds(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def resident_bytes(pid: int) -> int:
+    """RssAnon + RssFile: what the process takes beside shared memory."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("Rss")}
+    return found["RssAnon"] + found["RssFile"]

@@ -1,0 +1,39 @@
+"""An engine's ranks: how many, which one this is, and which rank's objects it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelStrategy:
+    """`rank` counts pipeline-major: `pipeline rank * tensor size + tensor rank`.
+
+    With MLA every tensor rank holds the same bytes: the first of each pipeline stage
+    stores for all, and all read its objects.
+    """
+
+    world_size: int
+    rank: int
+    tensor_size: int
+    is_mla: bool
+
+    @classmethod
+    def of(cls, vllm_config: Any, is_mla: bool, rank: int) -> ParallelStrategy:
+        parallel = vllm_config.parallel_config
+        return cls(
+            world_size=parallel.tensor_parallel_size * parallel.pipeline_parallel_size,
+            rank=rank,
+            tensor_size=parallel.tensor_parallel_size,
+            is_mla=is_mla,
+        )
+
+    @property
+    def column(self) -> int:
+        """This rank's place among the places of a promised chunk."""
+        return self.rank // self.tensor_size if self.is_mla else self.rank
+
+    @property
+    def stores(self) -> bool:
+        return not self.is_mla or self.rank % self.tensor_size == 0

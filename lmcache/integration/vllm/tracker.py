@@ -1,0 +1,47 @@
+"""What the scheduler half knows of one request, from its arrival to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lmcache.core.hashing import PrefixChain
+from lmcache.integration.mp.lookups import NOTHING, Promise
+from lmcache.integration.vllm.chunk_extras import ChunkExtras
+
+
+class LoadState(StrEnum):
+    """NONE -> PENDING (blocks are allocated, ranks copy) -> NONE again."""
+
+    NONE = "none"
+    PENDING = "pending"
+
+
+@dataclass(slots=True)
+class RequestTracker:
+    """Attributes:
+    root: the root `chain` starts from; another root means that all digests are void.
+    local_tokens: tokens vLLM had by itself when it last asked.
+    asked_tokens: tokens the current promise was asked for.
+    num_known_chunks: leading chunks that need no store: held at lookup, or handed to a store.
+    has_failed: a load failed once; nothing is promised to this request again.
+    last_chunk_needed: how many leading chunks the load under way reads.
+    is_finished: vLLM has ended it, and only a load under way keeps it here.
+    """
+
+    request_id: str
+    cache_salt: str
+    extras: ChunkExtras
+    root: bytes = b""
+    chain: PrefixChain | None = None
+    promise: Promise = NOTHING
+    promised_at_s: float = 0.0
+    asked_tokens: int = 0
+    local_tokens: int = 0
+    loaded_tokens: int = 0
+    num_known_chunks: int = 0
+    load_state: LoadState = LoadState.NONE
+    has_failed: bool = False
+    is_finished: bool = False
+    num_ranks_loaded: int = 0
+    last_chunk_needed: int = 0

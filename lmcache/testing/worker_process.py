@@ -1,0 +1,295 @@
+"""An engine without a model in a process of its own: a scheduler, and the transfers of each rank.
+
+Everything but the model is the product's: membership, lookups, transfers, client locks. What
+it loads it checks byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import msgspec
+
+from lmcache.integration.mp.jobs import LoadChunk, LoadJob, PromisedChunk, StoreJob, StoreOutcome, StoreResult
+from lmcache.integration.mp.ledger import WriteLedger
+from lmcache.integration.mp.lookups import LookupClient, Promise
+from lmcache.integration.mp.membership import Membership, MembershipConfig
+from lmcache.integration.mp.worker import TransferConfig, TransferWorker
+from lmcache.protocol import messages as m
+from lmcache.protocol.blobs import pack_slots
+from lmcache.testing import control as c
+from lmcache.testing.child import serve_orders
+from lmcache.testing.faults import FaultObserver
+from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, PagedMemory, SteppedCopier, digest_of, make_layout
+from lmcache.testing.traffic import TrafficSource
+
+_MODEL = "synthetic"
+_POLL_S = 0.0003
+# Counted in polls, not in seconds, so that time spent stopped does not count.
+_POLLS_MAX = 60_000
+
+
+class WorkerProcessConfig(msgspec.Struct, frozen=True):
+    """`uids`: of the scheduler, then of each rank. Requests have at most `chunks_max` chunks."""
+
+    url: str
+    engine_id: str
+    uids: list[int]
+    chunks_max: int = 8
+    rpc_timeout_s: float = 0.5
+    heartbeat_s: float = 0.2
+
+
+class _Rank:
+    """One rank: its pages, its registration, its transfers."""
+
+    def __init__(self, config: WorkerProcessConfig, rank: int, faults: FaultObserver) -> None:
+        self.rank = rank
+        self._config = config
+        self._attempt = 0
+        self._ledger = WriteLedger()
+        # Half of the blocks are for loads, half for stores: both may be under way.
+        self.memory = PagedMemory(rank, 2 * config.chunks_max * BLOCKS_PER_CHUNK)
+        connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
+        self.membership = Membership(connection, config.uids[1 + rank], "worker", self._registration)
+        self.transfers = TransferWorker(
+            TransferConfig(rank, BLOCKS_PER_CHUNK, rpc_timeout_s=config.rpc_timeout_s),
+            SteppedCopier(self.memory, faults), self.membership, self._ledger, steps=faults,
+        )  # fmt: skip
+
+    def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
+        self._attempt += 1
+        return m.RegisterWorker(
+            self._config.engine_id, _MODEL, len(self._config.uids) - 1, self.rank,
+            msgspec.json.encode(make_layout(self.memory.num_blocks)), nonce, self._attempt,
+            pack_slots(self._ledger.snapshot_for_registration()),
+        )  # fmt: skip
+
+    def start(self) -> None:
+        self.membership.start()
+        self.transfers.start()
+
+    def stop(self) -> None:
+        self.transfers.stop()
+        self.membership.stop()
+
+
+class EngineProcess:
+    """Requests one at a time; loads and stores of one request at once."""
+
+    def __init__(self, config: WorkerProcessConfig, channel: c.Channel) -> None:
+        self._config = config
+        self._channel = channel
+        self.faults = FaultObserver(lambda step: channel.send(c.FaultReached(step)))
+        self._ranks = [_Rank(config, rank, self.faults) for rank in range(len(config.uids) - 1)]
+        connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
+        self._scheduler = Membership(connection, config.uids[0], "scheduler", self._registration)
+        self._lookups = LookupClient(self._scheduler, config.rpc_timeout_s)
+        self._boot_ids: dict[str, int] = {}
+        self._job_ids = iter(range(1, 1 << 62))
+        self._traffic: TrafficSource | None = None
+        for rank in self._ranks:
+            rank.start()
+        self._scheduler.start()
+
+    def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
+        facts = json.dumps({"model": _MODEL}).encode()
+        return m.RegisterScheduler(self._config.engine_id, _MODEL, len(self._ranks), facts, nonce)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._traffic is not None
+
+    def turn(self) -> None:
+        if self._traffic is not None:
+            self._traffic.run_request(self)
+
+    def obey(self, order: c.Message) -> c.Answer:
+        match order:
+            case c.Arm(fault):
+                self.faults.arm(fault)
+            case c.Traffic(seed, num_prompts, chunks_per_prompt):
+                rng = random.Random(seed)
+                self._traffic = TrafficSource(self._channel, rng, num_prompts, chunks_per_prompt)
+            case c.Pause():
+                self._traffic = None
+            case c.WaitJoined(timeout_s):
+                return c.Done(int(self._wait_joined(timeout_s)))
+            case c.Store(names):
+                return self.store(names)
+            case c.Look(request_id, names):
+                promise = self.look(request_id, names)
+                return c.Looked(len(promise.chunks), _pack_promise(promise))
+            case c.Load(promise_blob):
+                return self.load(_unpack_promise(promise_blob))
+            case c.End(request_id):
+                self.end(request_id)
+            case c.Verify(names):
+                return c.Verified([name for name in names if not self._is_held(name)])
+            case c.AbortMany(num_requests, names):
+                return c.Done(self._abort_many(num_requests, names))
+            case _:
+                raise ValueError(f"an engine does not take {order}")
+        return c.Done()
+
+    def stop(self, keep: bool) -> None:
+        self._lookups.close()
+        for rank in self._ranks:
+            rank.stop()
+        self._scheduler.stop()
+
+    def _wait_joined(self, timeout_s: float) -> bool:
+        """Whether ranks and scheduler are registered with the server of now, and a lookup is answered."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            boot_id = self.look("warm-up", ["nobody stores this"]).boot_id
+            members = [self._scheduler, *(rank.membership for rank in self._ranks)]
+            currents = [member.current for member in members]
+            if boot_id and all(joined is not None and joined.boot_id == boot_id for joined in currents):
+                self.end("warm-up")
+                return True
+            time.sleep(0.01)
+        return False
+
+    def _is_held(self, name: str) -> bool:
+        promise = self.look("verify", [name])
+        is_ok = bool(promise.chunks) and self.load(promise).is_ok
+        self.end("verify")
+        return is_ok
+
+    # The scheduler's side
+
+    def look(self, request_id: str, names: list[str]) -> Promise:
+        digests = [digest_of(name) for name in names]
+        promise = self._lookups.lookup(request_id, "", digests, 0.0)
+        self.faults.reached("lookup.asked")
+        while promise is None:
+            promise = self._lookups.lookup(request_id, "", digests, 0.1)
+        self._boot_ids[request_id] = promise.boot_id
+        self.faults.reached("lookup.answered")
+        return promise
+
+    def keep(self, request_id: str, promise: Promise, num_chunks: int) -> Promise:
+        """Take less than was offered."""
+        self._lookups.release(request_id, promise, num_chunks)
+        return Promise(promise.boot_id, promise.pool_id, promise.chunks[:num_chunks])
+
+    def end(self, request_id: str) -> None:
+        self._lookups.end(request_id, self._boot_ids.pop(request_id, 0))
+
+    def _abort_many(self, num_requests: int, names: list[str]) -> int:
+        """Ended, cancelled before the answer is read, and forgotten, in turn; returns how many had locks."""
+        digests, num_locking = [digest_of(name) for name in names], 0
+        for number in range(num_requests):
+            request_id = f"aborted-{number}"
+            if number % 3 == 1:
+                self._lookups.lookup(request_id, "", digests, 0.0)
+                self._lookups.cancel(request_id)
+                continue
+            num_locking += bool(self.look(request_id, names).chunks)
+            if number % 3 == 0:
+                self.end(request_id)
+        return num_locking
+
+    # The ranks' side
+
+    def store(self, names: list[str]) -> c.StoreReport:
+        job_id = self.submit_store(names)
+        results = [self._wait_store(rank, job_id) for rank in self._ranks]
+        return c.StoreReport([result.outcome for result in results], [len(result.stored) for result in results])
+
+    def submit_store(self, names: list[str]) -> int:
+        """Compute these chunks on every rank and hand them over."""
+        job_id = next(self._job_ids)
+        joined = self._scheduler.last
+        root = joined.registered.root if joined is not None else b""
+        digests = tuple(digest_of(name) for name in names)
+        first = self._config.chunks_max
+        blocks = tuple(_blocks(first + index) for index in range(len(names)))
+        for rank in self._ranks:
+            for digest, block_ids in zip(digests, blocks, strict=True):
+                rank.memory.fill(digest, block_ids)
+            rank.transfers.submit_store(StoreJob(job_id, root, "", digests, blocks))
+        self._names_of_job = {job_id: dict(zip(digests, names, strict=True))}
+        return job_id
+
+    def _wait_store(self, rank: _Rank, job_id: int) -> StoreResult:
+        for _ in range(_POLLS_MAX):
+            for result in rank.transfers.take_finished()[0]:
+                if result.job_id == job_id:
+                    self._tell_stored(rank, result)
+                    return result
+            time.sleep(_POLL_S)
+        raise TimeoutError(f"rank {rank.rank} never reported store {job_id}")
+
+    def _tell_stored(self, rank: _Rank, result: StoreResult) -> None:
+        names = self._names_of_job[result.job_id]
+        if result.stored:
+            self._channel.send(c.Stored(rank.rank, [names[digest] for digest in result.stored]))
+
+    def load(self, promise: Promise) -> c.LoadReport:
+        """Load on every rank. Bytes are checked where a rank reports success."""
+        chunks = tuple(LoadChunk(ranks, 0, _blocks(index)) for index, ranks in enumerate(promise.chunks))
+        request_id = f"load-{next(self._job_ids)}"
+        for rank in self._ranks:
+            for chunk in chunks:
+                rank.memory.poison(chunk.block_ids)
+            rank.transfers.submit_load(LoadJob(request_id, promise.pool_id, chunks))
+        errors, num_wrong = [], 0
+        for rank in self._ranks:
+            error = self._wait_load(rank, request_id)
+            errors.append(error)
+            num_wrong += 0 if error else self._count_wrong(rank, chunks)
+        return c.LoadReport(not any(errors), "; ".join(filter(None, errors)), num_wrong)
+
+    def _wait_load(self, rank: _Rank, request_id: str) -> str:
+        for _ in range(_POLLS_MAX):
+            for result in rank.transfers.take_finished()[1]:
+                if result.request_id == request_id:
+                    return "" if result.is_ok else result.error or "it failed without a reason"
+            time.sleep(_POLL_S)
+        raise TimeoutError(f"rank {rank.rank} never reported load {request_id}")
+
+    def _count_wrong(self, rank: _Rank, chunks: tuple[LoadChunk, ...]) -> int:
+        total = 0
+        for chunk in chunks:
+            digest = chunk.ranks[rank.rank].digest
+            num_wrong = rank.memory.count_wrong(digest, chunk.block_ids)
+            if num_wrong:
+                self._channel.send(c.WrongBytes(rank.rank, digest.hex(), num_wrong))
+            total += num_wrong
+        return total
+
+
+def _blocks(chunk_number: int) -> tuple[int, ...]:
+    """The engine's blocks for its n-th chunk, out of order as a real block pool hands them out."""
+    first = chunk_number * BLOCKS_PER_CHUNK
+    return tuple(reversed(range(first, first + BLOCKS_PER_CHUNK)))
+
+
+class _PackedPromise(msgspec.Struct):
+    boot_id: int
+    pool_id: bytes
+    chunks: list[list[tuple[bytes, int, int, int, int]]]
+
+
+def _pack_promise(promise: Promise) -> bytes:
+    chunks = [
+        [(place.digest, place.slot, place.slot_word, place.offset, place.length) for place in ranks]
+        for ranks in promise.chunks
+    ]
+    return msgspec.msgpack.encode(_PackedPromise(promise.boot_id, promise.pool_id, chunks))
+
+
+def _unpack_promise(blob: bytes) -> Promise:
+    packed = msgspec.msgpack.decode(blob, type=_PackedPromise)
+    chunks = tuple(tuple(PromisedChunk(*place) for place in ranks) for ranks in packed.chunks)
+    return Promise(packed.boot_id, packed.pool_id, chunks)
+
+
+def main(channel: c.Channel, config_blob: bytes) -> None:
+    """Live until told to quit, or until the test is gone."""
+    config = msgspec.msgpack.decode(config_blob, type=WorkerProcessConfig)
+    serve_orders(channel, EngineProcess(config, channel))

@@ -1,0 +1,1 @@
+"""Thin front doors at the paths the documents print."""

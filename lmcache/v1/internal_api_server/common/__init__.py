@@ -1,0 +1,1 @@
+"""Endpoints that every process of ours serves."""

@@ -1,0 +1,1 @@
+"""Endpoints of the API inside a vLLM process."""

@@ -1,0 +1,24 @@
+"""Version and commit of the running package, as bare JSON strings."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from lmcache.utils import COMMIT_ID, VERSION, get_version
+
+router = APIRouter()
+
+
+@router.get("/version")
+async def version() -> str:
+    return get_version()
+
+
+@router.get("/lmc_version")
+async def lmc_version() -> str:
+    return VERSION
+
+
+@router.get("/commit_id")
+async def commit_id() -> str:
+    return COMMIT_ID

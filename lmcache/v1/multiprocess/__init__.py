@@ -1,0 +1,1 @@
+"""Front doors of the multi-process server."""
