@@ -48,7 +48,7 @@ class BareReport(KVConnectorWorkerMetadata):
 class BareConnector(KVConnectorBase_V1):
     """`bare.load_mode`: async (default) or sync; `bare.fail_loads`: fail so many loads, then deliver."""
 
-    # Chunks by hash. Of the process, so that it outlives an engine built twice in one process.
+    # Chunks by epoch and hash. Of the process: the scheduler's half and the worker's half share it.
     memory: ClassVar[dict[bytes, np.ndarray]] = {}
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
@@ -59,6 +59,7 @@ class BareConnector(KVConnectorBase_V1):
         self._block_size = vllm_config.cache_config.block_size
         self._blocks_per_chunk = CHUNK_TOKENS // self._block_size
         self._saves = SaveLedger(vllm_config.parallel_config.world_size, 0.5)
+        self._epoch = 0
         self._known: set[bytes] = set()
         self._job_hashes: dict[int, list[bytes]] = {}
         self._local: dict[str, int] = {}
@@ -135,7 +136,10 @@ class BareConnector(KVConnectorBase_V1):
             self._fail_loads -= 1
             return False
         for digest, first, blocks in chunks:
-            self._copier.scatter(self.memory[digest], first, blocks)
+            chunk = self.memory.get(digest)
+            if chunk is None:  # reset meanwhile
+                return False
+            self._copier.scatter(chunk, first, blocks)
         return True
 
     def _store(self, digest: bytes, blocks: list[int]) -> None:
@@ -151,8 +155,10 @@ class BareConnector(KVConnectorBase_V1):
         self._saves.bind(gpu_block_pool)
 
     def _digests(self, request: Any) -> list[bytes]:
+        """One a whole chunk of the prompt: the hash of its last block, which covers all before."""
         hashes = request.block_hashes[self._blocks_per_chunk - 1 :: self._blocks_per_chunk]
-        return list(hashes[: request.num_prompt_tokens // CHUNK_TOKENS])
+        epoch = self._epoch.to_bytes(8, "big")
+        return [epoch + digest for digest in hashes[: request.num_prompt_tokens // CHUNK_TOKENS]]
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         self._requests[request.request_id] = request
@@ -211,7 +217,7 @@ class BareConnector(KVConnectorBase_V1):
         for job_id, count in report.stored.items() if isinstance(report, BareReport) else ():
             if self._saves.report(job_id, count):
                 self._known.update(self._job_hashes.pop(job_id))
-        self._failed.update(connector_output.failed_recving or ())
+        self._failed.update(self._requests.keys() & (connector_output.failed_recving or ()))
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         for table in (self._requests, self._local, self._handed):
@@ -223,5 +229,9 @@ class BareConnector(KVConnectorBase_V1):
         return self._saves.num_open > 0
 
     def reset_cache(self) -> bool | None:
+        """What is being saved right now ends up under the old epoch, where nobody looks."""
+        self._epoch += 1
         self._known.clear()
+        self.memory.clear()
+        self._requests = {key: one for key, one in self._requests.items() if not one.num_computed_tokens}
         return True

@@ -147,7 +147,10 @@ def join_engine(port: int, bytes_per_token: int, num_tokens: int, num_threads: i
     if joined is None or worker_member.wait_until_joined(10) is None:
         raise RuntimeError("the synthetic engine could not join the server")
     transfer = TransferWorker(
-        TransferConfig(0, CHUNK_TOKENS // BLOCK_TOKENS, num_threads=num_threads), CpuCopier([pages]), worker_member, ledger
+        TransferConfig(0, CHUNK_TOKENS // BLOCK_TOKENS, num_threads=num_threads),
+        CpuCopier([pages]),
+        worker_member,
+        ledger,
     )
     transfer.start()
     return SyntheticEngine(

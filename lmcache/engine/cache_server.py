@@ -66,7 +66,7 @@ class MPCacheServer:
         self.pool = Pool(config.pool, clock, steps)
         self.pool_lost_error = ""
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
-        self.sessions = SessionTable(clock, config.session_ttl_s)
+        self.sessions = SessionTable(clock, config.session_ttl_s, config.read_ttl_s)
         self.lookups = LookupModule(
             self.registry, self.sessions, self.metrics, config.chunk_size,
             int(config.pool.geometry.pool_bytes * config.lock_fraction), steps,

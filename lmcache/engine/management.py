@@ -161,12 +161,14 @@ class ManagementModule:
     def delete_dying_roots(self, pool: Pool) -> int:
         """One batch of objects of engines that were reset; called from a loop."""
         num_deleted = 0
-        while self._dying_roots and num_deleted < _DELETE_BATCH:
-            root = self._dying_roots[0]
-            deleted = 0 if self._registry.is_root_in_use(root) else pool.l1.delete_root(root, _DELETE_BATCH)
-            num_deleted += deleted
-            if not deleted:
-                self._dying_roots.pop(0)
+        for root in list(self._dying_roots):
+            if num_deleted >= _DELETE_BATCH:
+                break
+            is_in_use = self._registry.is_root_in_use(root)
+            if not is_in_use:
+                num_deleted += pool.l1.delete_root(root, _DELETE_BATCH)
+            if is_in_use or not pool.l1.has_root(root):
+                self._dying_roots.remove(root)
         return num_deleted
 
     def clear(self, l1: L1Manager, force: bool) -> int:
@@ -224,6 +226,9 @@ class ManagementModule:
 
 def _parse_layout(blob: bytes) -> KVLayout:
     try:
-        return msgspec.json.decode(blob, type=KVLayout)
+        layout = msgspec.json.decode(blob, type=KVLayout)
     except msgspec.MsgspecError as error:
         raise RequestRefusedError(ErrorCode.INVALID, f"the KV layout cannot be read: {error}") from error
+    if layout.block_size < 1 or not layout.num_layers or any(group.page_bytes < 1 for group in layout.groups):
+        raise RequestRefusedError(ErrorCode.INVALID, "the KV layout has blocks without tokens or pages without bytes")
+    return layout

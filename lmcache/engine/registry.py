@@ -93,9 +93,10 @@ class ClientRegistry:
         check_chunk_size(self._chunk_size, layout.block_size)
         if not 0 <= rank < world_size:
             raise DeclinedError(f"rank {rank} is outside a world of {world_size}")
+        make_kv_rank(world_size, rank, world_size, rank)
+        client = self._client(uid, ClientKind.WORKER, engine_id, model_name, rank, peer)
         engine = self._engine(engine_id, model_name, world_size)
-        client = self._client(uid, ClientKind.WORKER, engine_id, model_name, peer)
-        client.rank, client.layout = rank, layout
+        client.layout = layout
         engine.workers[rank] = client
         self._update_root(engine)
         return client, engine
@@ -112,11 +113,13 @@ class ClientRegistry:
         wants_events: bool,
     ) -> tuple[Client, Engine]:
         check_model_name(model_name)
+        make_kv_rank(world_size, 0, world_size, 0)
+        facts = _parse_facts(model_facts)
+        client = self._client(uid, ClientKind.SCHEDULER, engine_id, model_name, 0, peer)
         engine = self._engine(engine_id, model_name, world_size)
-        client = self._client(uid, ClientKind.SCHEDULER, engine_id, model_name, peer)
         client.wants_events = wants_events
         engine.scheduler_uid = uid
-        engine.model_facts = _parse_facts(model_facts)
+        engine.model_facts = facts
         engine.epoch = epoch
         self._update_root(engine)
         return client, engine
@@ -139,7 +142,7 @@ class ClientRegistry:
             if engine.scheduler_uid == uid:
                 engine.scheduler_uid = None
             self._update_root(engine)
-            if not engine.workers and engine.scheduler_uid is None:
+            if not any(other.engine_id == client.engine_id for other in self.clients.values()):
                 del self.engines[client.engine_id]
         return client
 
@@ -164,21 +167,23 @@ class ClientRegistry:
         return sorted(found)
 
     def _engine(self, engine_id: str, model_name: str, world_size: int) -> Engine:
-        make_kv_rank(world_size, 0, world_size, 0)
         engine = self.engines.get(engine_id)
         if engine is None or (engine.model_name, engine.world_size) != (model_name, world_size):
             engine = self.engines[engine_id] = Engine(engine_id, model_name, world_size)
         return engine
 
-    def _client(self, uid: int, kind: ClientKind, engine_id: str, model_name: str, peer: bytes) -> Client:
+    def _client(
+        self, uid: int, kind: ClientKind, engine_id: str, model_name: str, rank: int, peer: bytes
+    ) -> Client:
+        """The entry of a client. One that comes back in another role or place begins anew."""
         old = self.clients.get(uid)
-        if old is not None and (old.kind, old.engine_id) == (kind, engine_id):
+        if old is not None and (old.kind, old.engine_id, old.model_name, old.rank) == (kind, engine_id, model_name, rank):
             old.peer, old.last_seen_s = peer, self._clock()
             return old
         if old is not None:
             self.remove(uid)
         instance_id = self._free_instance_id(kind)
-        client = Client(uid, kind, engine_id, model_name, peer, instance_id, self._clock())
+        client = Client(uid, kind, engine_id, model_name, peer, instance_id, self._clock(), rank)
         self.clients[uid] = client
         return client
 
@@ -199,9 +204,13 @@ class ClientRegistry:
 
 def _parse_facts(model_facts: bytes) -> dict[str, object]:
     try:
-        facts = json.loads(model_facts)
+        facts = json.loads(model_facts, parse_constant=_refuse_constant)
     except ValueError as error:
         raise DeclinedError(f"model facts must be JSON: {error}") from error
     if not isinstance(facts, dict) or not facts:
         raise DeclinedError("model facts must be a JSON object that is not empty")
     return facts
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} has no one spelling")

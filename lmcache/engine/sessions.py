@@ -27,9 +27,11 @@ class Session:
 class SessionTable:
     """Ordered by last use, so that expiry looks only at what expired."""
 
-    def __init__(self, clock: Callable[[], float], ttl_s: float) -> None:
+    def __init__(self, clock: Callable[[], float], ttl_s: float, lock_ttl_s: float | None = None) -> None:
+        """Idle sessions end after `ttl_s`; their locks may go before, after `lock_ttl_s`."""
         self._clock = clock
         self._ttl_s = ttl_s
+        self._lock_ttl_s = ttl_s if lock_ttl_s is None else min(lock_ttl_s, ttl_s)
         self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
         self._locked_bytes: dict[int, int] = {}
 
@@ -85,12 +87,17 @@ class SessionTable:
         return len(requests)
 
     def expire(self, l1: L1Manager) -> int:
-        """End sessions idle for longer than the time to live."""
-        limit, num_ended = self._clock() - self._ttl_s, 0
-        while self._sessions:
-            (client_uid, request_id), session = next(iter(self._sessions.items()))
-            if session.last_used_s > limit:
+        """End sessions idle for too long; those idle for less lose their locks. Returns how many ended.
+
+        A load that comes later still finds out by its own checks whether it read what it was promised.
+        """
+        now_s, ended = self._clock(), []
+        for (client_uid, request_id), session in self._sessions.items():
+            if session.last_used_s > now_s - self._lock_ttl_s:
                 break
-            self.end(l1, client_uid, request_id)
-            num_ended += 1
-        return num_ended
+            self.release(l1, client_uid, request_id, 0)
+            if session.last_used_s <= now_s - self._ttl_s:
+                ended.append((client_uid, request_id))
+        for key in ended:
+            del self._sessions[key]
+        return len(ended)

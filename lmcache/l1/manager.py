@@ -324,9 +324,14 @@ class L1Manager:
         return num_removed
 
     def delete_root(self, root: bytes, num_objects_max: int) -> int:
-        """Remove objects of a root that nobody has locked; 0 once there are none."""
+        """Remove objects of a root that nobody has locked; returns how many."""
         with self._mutex:
             return self._remove_where(lambda namespace: namespace.key.root == root, False, num_objects_max)
+
+    def has_root(self, root: bytes) -> bool:
+        """Whether anything of a root is held, locked or being written included."""
+        with self._mutex:
+            return any(key.root == root for key in self._state.namespaces)
 
     def _remove_where(
         self, wanted: Callable[[Namespace], bool], force: bool, num_objects_max: int | None = None

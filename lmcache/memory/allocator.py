@@ -56,23 +56,6 @@ class Allocator:
         self.free_bytes -= length
         return offset
 
-    def take(self, offset: int, length: int) -> bool:
-        """Mark exactly this range as used (recovery). False if any byte of it is not free."""
-        length = self.rounded(length)
-        position = self._find_extent(offset)
-        if position is None:
-            return False
-        start, found_length = position
-        if offset + length > start + found_length:
-            return False
-        self._remove(start, found_length)
-        if offset > start:
-            self._insert(start, offset - start)
-        if start + found_length > offset + length:
-            self._insert(offset + length, start + found_length - offset - length)
-        self.free_bytes -= length
-        return True
-
     def rebuild(self, gaps: list[tuple[int, int]]) -> None:
         """Start over with exactly these free extents (offset, length), ascending and apart (recovery)."""
         self._free = SortedList((length, offset) for offset, length in gaps)
@@ -108,12 +91,6 @@ class Allocator:
         self._free.remove((length, offset))
         del self._length_at[offset]
         del self._start_of_end[offset + length]
-
-    def _find_extent(self, offset: int) -> tuple[int, int] | None:
-        for length, start in self._free:
-            if start <= offset < start + length:
-                return start, length
-        return None
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the extents are disjoint, joined, aligned and add up."""

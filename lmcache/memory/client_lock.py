@@ -16,6 +16,7 @@ import struct
 from lmcache.errors import PoolError
 
 _FOLDER = "clients"
+_LOCK_TRIES = 10
 _HELD = {errno.EACCES, errno.EAGAIN}
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("hhqqixxxx")
@@ -52,10 +53,15 @@ class ClientLock(FileLock):
     """Client side: `client_uid` is alive for as long as this is held."""
 
     def __init__(self, pool_folder: pathlib.Path, client_uid: int, mode: int = 0o600) -> None:
-        try:
-            super().__init__(lock_path(pool_folder, client_uid), mode)
-        except OSError as error:
-            raise PoolError(f"cannot lock the client file in {pool_folder / _FOLDER}: {error}") from error
+        for _ in range(_LOCK_TRIES):
+            try:
+                super().__init__(lock_path(pool_folder, client_uid), mode)
+            except OSError as error:
+                raise PoolError(f"cannot lock the client file in {pool_folder / _FOLDER}: {error}") from error
+            if self.is_reachable():
+                return
+            self.release()  # the server swept the file between our opening and locking it
+        raise PoolError(f"the client file in {pool_folder / _FOLDER} is removed again and again")
 
     def is_reachable(self) -> bool:
         """Whether the locked file is still the one the server would look at."""
@@ -92,7 +98,20 @@ def is_client_dead(pool_folder: pathlib.Path, client_uid: int) -> bool:
 
 
 def remove_client_file(pool_folder: pathlib.Path, client_uid: int) -> None:
-    lock_path(pool_folder, client_uid).unlink(missing_ok=True)
+    """Remove the file of a dead client; one that is locked meanwhile stays.
+
+    Removed under its lock, so that a client that is just starting either finds it locked or
+    sees that its file is gone.
+    """
+    path = lock_path(pool_folder, client_uid)
+    if not path.exists():
+        return
+    try:
+        lock = FileLock(path)
+    except OSError:
+        return
+    path.unlink(missing_ok=True)
+    lock.release()
 
 
 def known_client_uids(pool_folder: pathlib.Path) -> list[int]:

@@ -88,7 +88,8 @@ class Dispatcher:
     def _check_token(self, token: str) -> None:
         if self._token is not None and not hmac.compare_digest(token.encode(), self._token.encode()):
             raise RequestRefusedError(
-                m.ErrorCode.FORBIDDEN, "this server asks for a token: set lmcache.mp.token_file in the connector's config"
+                m.ErrorCode.FORBIDDEN,
+                "this server asks for a token: set lmcache.mp.token_file in the connector's config",
             )
 
     def _hello(self, peer: bytes, header: Header, client: Client | None, message: m.Hello) -> m.Reply:
@@ -99,10 +100,14 @@ class Dispatcher:
             config.chunk_size, config.hash_algorithm, self._ipc_url, wants_hints=False,
         )  # fmt: skip
 
-    def _register_worker(self, peer: bytes, header: Header, client: Client | None, message: m.RegisterWorker) -> m.Reply:
+    def _register_worker(
+        self, peer: bytes, header: Header, client: Client | None, message: m.RegisterWorker
+    ) -> m.Reply:
         self._check_token(message.token)
         engine = self._engine
-        return engine.management.register_worker(engine.pool, header.client_uid, peer, message, engine.config.chunk_size)
+        return engine.management.register_worker(
+            engine.pool, header.client_uid, peer, message, engine.config.chunk_size
+        )
 
     def _register_scheduler(
         self, peer: bytes, header: Header, client: Client | None, message: m.RegisterScheduler
@@ -134,7 +139,9 @@ class Dispatcher:
         )
 
     def _release(self, peer: bytes, header: Header, client: Client, message: m.Release) -> m.Reply:
-        return m.Done(self._engine.lookups.release(self._engine.pool.l1, client, message.request_id, message.num_chunks))
+        return m.Done(
+            self._engine.lookups.release(self._engine.pool.l1, client, message.request_id, message.num_chunks)
+        )
 
     def _end_session(self, peer: bytes, header: Header, client: Client, message: m.EndSession) -> m.Reply:
         return m.Done(self._engine.lookups.end_session(self._engine.pool.l1, client, message.request_id))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
+from lmcache.errors import ConfigError
 from lmcache.protocol.frames import FRAME_BYTES_MAX
 from lmcache.protocol.messages import Reply
 from lmcache.server.dispatcher import Dispatcher, encode_post
@@ -49,14 +50,13 @@ class LocalServer:
     ) -> None:
         self.threads = threads
         self.engine = MPCacheServer(config.engine, metrics, self._post, clock, steps)
-        ipc_path = config.engine.pool.folder / _IPC_NAME
+        ipc_path = self._ipc_path = config.engine.pool.folder / _IPC_NAME
+        self._ipc_boot_id = self.engine.boot_id
         self.ipc_url = f"ipc://{ipc_path}"
         dispatcher = Dispatcher(self.engine, config.version, self.ipc_url, config.token)
         try:
             ipc_path.unlink(missing_ok=True)
-            self.loop = ServerLoop(
-                [self.ipc_url, config.url], dispatcher.handle, self._tick, _TICK_S, FRAME_BYTES_MAX
-            )
+            self.loop = ServerLoop([self.ipc_url, config.url], dispatcher.handle, self._tick, _TICK_S, FRAME_BYTES_MAX)
             self._open_to_group(ipc_path)
         except BaseException:
             # What an earlier server left behind is not lost to a start that failed.
@@ -71,7 +71,9 @@ class LocalServer:
 
     def start(self) -> None:
         liveness = self.engine.config.liveness
-        reap_s = min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
+        reap_s = (
+            min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
+        )
         self.loop.start()
         self.threads.start(
             PeriodicThread("lmcache-l1-eviction", ThreadLevel.CRITICAL, _EVICTION_INTERVAL_S, self.engine.evict_cycle)
@@ -84,7 +86,16 @@ class LocalServer:
         self.loop.post(peer, encode_post(self.engine, message))
 
     def _tick(self) -> None:
-        """The loop has no duties of its own between frames."""
+        """A pool folder that was removed and made anew lacks the ipc socket: listen there again."""
+        if self._ipc_boot_id == self.engine.boot_id:
+            return
+        with self.engine.mutex:  # whoever makes the folder anew holds it until the folder is there
+            self._ipc_boot_id = self.engine.boot_id
+            try:
+                self.loop.rebind(self.ipc_url)
+                self._open_to_group(self._ipc_path)
+            except (ConfigError, OSError) as error:
+                logger.error("engines on this host cannot connect: %s", error)
 
     def stop(self, keep: bool | None = None) -> None:
         """Answer no more, let go of the pool."""

@@ -15,12 +15,13 @@ from lmcache.memory.pool_files import Geometry, PoolAccess, read_geometry
 from lmcache.memory.room import Room, measure_room, require_room
 from lmcache.server.pools import (
     POOL_ROOT,
-    PoolInfo,
     count_objects,
     is_held,
+    num_live_clients,
     occupied_bytes,
-    own_pools,
+    own_folders,
     pool_folder,
+    pool_name,
     user_name,
 )
 
@@ -71,16 +72,7 @@ def plan_pool(
         keep=storage.l1_keep,
         interleave_numa=storage.numa_interleave,
     )
-    return PoolPlan(config, tuple(notes))
-
-
-def leftover_pools(folder: pathlib.Path, root: pathlib.Path = POOL_ROOT) -> list[PoolInfo]:
-    """Other pools of this user that no server and no engine holds: memory that somebody forgot."""
-    return [pool for pool in own_pools(root) if pool.folder != str(folder) and not pool.is_held and not pool.num_clients]
-
-
-def leftover_line(pool: PoolInfo) -> str:
-    return f"pool {pool.name} holds {format_bytes(pool.size_bytes)} and has no server: lmcache pool rm {pool.name}"
+    return PoolPlan(config, (*notes, *_leftover_lines(folder, root)))
 
 
 def _check_free(folder: pathlib.Path) -> None:
@@ -113,6 +105,16 @@ def _replaced_line(folder: pathlib.Path, old: Geometry, new: Geometry) -> str:
         f"pool {folder} of {format_bytes(old.pool_bytes)} is replaced by one of {format_bytes(new.pool_bytes)}; "
         f"its {count_objects(folder)} objects are dropped"
     )
+
+
+def _leftover_lines(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
+    """Other pools of this user that no server and no engine holds: memory that somebody forgot."""
+    lines = []
+    for other in own_folders(root):
+        if other != folder and not is_held(other) and not num_live_clients(other):
+            name, size = pool_name(other), format_bytes(occupied_bytes(other))
+            lines.append(f"pool {name} holds {size} and has no server: lmcache pool rm {name}")
+    return lines
 
 
 def _group_id(name: str | None) -> int | None:

@@ -45,6 +45,10 @@ def pool_folder(name: str, root: pathlib.Path = POOL_ROOT) -> pathlib.Path:
     return root / f"{FOLDER_PREFIX}{name}"
 
 
+def pool_name(folder: pathlib.Path) -> str:
+    return folder.name.removeprefix(FOLDER_PREFIX)
+
+
 def occupied_bytes(folder: pathlib.Path) -> int:
     """Memory that the files of a pool hold now; they are sparse until their pages are taken."""
     total = 0
@@ -57,15 +61,17 @@ def occupied_bytes(folder: pathlib.Path) -> int:
 
 
 def is_held(folder: pathlib.Path) -> bool:
+    """Whether a server of another process runs on it. Never ask about a pool this process holds:
+    to look at its lock file would drop the lock."""
     return bool(is_locked(folder / _OWNER_LOCK))
 
 
-def own_pools(root: pathlib.Path = POOL_ROOT) -> list[PoolInfo]:
-    """Every pool of this user, by name."""
-    return [_inspect(folder) for folder in _own_folders(root)]
+def num_live_clients(folder: pathlib.Path) -> int:
+    return sum(bool(is_locked(lock_path(folder, uid))) for uid in known_client_uids(folder))
 
 
-def _own_folders(root: pathlib.Path) -> list[pathlib.Path]:
+def own_folders(root: pathlib.Path = POOL_ROOT) -> list[pathlib.Path]:
+    """The folder of every pool of this user, by name."""
     found = []
     for folder in sorted(root.glob(f"{FOLDER_PREFIX}*")):
         try:
@@ -77,15 +83,19 @@ def _own_folders(root: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _inspect(folder: pathlib.Path) -> PoolInfo:
-    return PoolInfo(
-        name=folder.name.removeprefix(FOLDER_PREFIX),
-        folder=str(folder),
-        size_bytes=occupied_bytes(folder),
-        num_objects=count_objects(folder),
-        is_held=is_held(folder),
-        num_clients=sum(bool(is_locked(lock_path(folder, uid))) for uid in known_client_uids(folder)),
-    )
+def own_pools(root: pathlib.Path = POOL_ROOT) -> list[PoolInfo]:
+    """Every pool of this user, by name. Not in a process that holds one: see `is_held`."""
+    return [
+        PoolInfo(
+            name=pool_name(folder),
+            folder=str(folder),
+            size_bytes=occupied_bytes(folder),
+            num_objects=count_objects(folder),
+            is_held=is_held(folder),
+            num_clients=num_live_clients(folder),
+        )
+        for folder in own_folders(root)
+    ]
 
 
 def count_objects(folder: pathlib.Path) -> int:
@@ -115,18 +125,24 @@ def remove_pool(name: str, root: pathlib.Path = POOL_ROOT) -> int:
     Raises ConfigError if there is none, PoolInUseError if a server runs on it. Engine
     processes that still have it mapped keep their view of it.
     """
-    folders = {folder.name: folder for folder in _own_folders(root)}
+    folders = {folder.name: folder for folder in own_folders(root)}
     folder = folders.get(f"{FOLDER_PREFIX}{name}") or folders.get(name)
     if folder is None:
-        known = ", ".join(found.removeprefix(FOLDER_PREFIX) for found in folders) or "none"
+        known = ", ".join(map(pool_name, folders.values())) or "none"
         raise ConfigError(f"no pool named {name!r}; pools of {user_name()} in {root}: {known}")
+    if is_held(folder):
+        raise PoolInUseError(_in_use(name))
     try:
         lock = FileLock(folder / _OWNER_LOCK)
     except BlockingIOError:
-        raise PoolInUseError(f"pool {name} is held by a running lmcache server: stop it first") from None
+        raise PoolInUseError(_in_use(name)) from None
     try:
         size_bytes = occupied_bytes(folder)
         shutil.rmtree(folder)
     finally:
         lock.release()
     return size_bytes
+
+
+def _in_use(name: str) -> str:
+    return f"pool {name} is held by a running lmcache server: stop it first"

@@ -33,7 +33,7 @@ from lmcache.server.announcement import start_lines
 from lmcache.server.http_app import make_app
 from lmcache.server.lifecycle import EngineOpener, EngineServer
 from lmcache.server.local_server import LocalServer, LocalServerConfig
-from lmcache.server.pool_plan import leftover_line, leftover_pools, plan_pool
+from lmcache.server.pool_plan import plan_pool
 from lmcache.server.registry import HTTPAPIRegistry
 from lmcache.telemetry.exposition import MetricsCollector
 from lmcache.telemetry.metrics import MetricRegistry
@@ -153,8 +153,6 @@ class ServerProcess:
         address = http_url(self._listener)
         lines = start_lines(local.version, self._config.mp, server.engine, address, server.loop.endpoint, ipc_url)
         print("\n".join(lines), flush=True)
-        for pool in leftover_pools(local.engine.pool.folder):
-            logger.warning(leftover_line(pool))
 
 
 class _SignalFreeServer(uvicorn.Server):

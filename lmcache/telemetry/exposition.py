@@ -65,8 +65,4 @@ def _histogram_samples(histogram: Histogram) -> list[Sample]:
 
 
 def _labels(instrument: Instrument, values: Labels) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in zip(instrument.label_names, values, strict=True)
-        if value or name != _SALT
-    }
+    return {name: value for name, value in zip(instrument.label_names, values, strict=True) if value or name != _SALT}

@@ -187,7 +187,9 @@ class Arena:
         rng = self._rng
         if rng.random() < 0.5:
             self._server.cycle(rng.choice((0.0, 0.0, 21.0, 41.0, 61.0)))
-        if not self._config.is_roomy and rng.random() < 0.15:
+        # More often when somebody may be stopped in a copy: that is what it is to be met with.
+        share = 0.5 if any(engine.is_stopped for engine in self._engines) else 0.1
+        if not self._config.is_roomy and rng.random() < share:
             self._server.clear(force=rng.random() < 0.7)
         if rng.random() < 0.5:
             time.sleep(rng.random() * 0.05)

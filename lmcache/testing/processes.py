@@ -33,12 +33,19 @@ class ChildProcess:
         self.said: deque[c.Message] = deque()
         self.is_stopped = False
         self.is_alive = True
-        ready = channel.receive(_START_TIMEOUT_S)
-        if not isinstance(ready, c.Ready):
-            raise ChildFailedError(f"{name} did not start")
-        self.pid = ready.pid
+        self.pid = self._wait_until_ready()
         # A pid can be given to another process; this handle cannot.
-        self._pidfd = os.pidfd_open(ready.pid)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def _wait_until_ready(self) -> int:
+        try:
+            ready = self._channel.receive(_START_TIMEOUT_S)
+        except c.ChannelClosedError:
+            ready = None
+        if isinstance(ready, c.Ready):
+            return ready.pid
+        self._channel.close()
+        raise ChildFailedError(f"{self.name} did not start")
 
     def ask(self, order: c.Order, timeout_s: float = _ANSWER_TIMEOUT_S) -> c.Answer:
         self.tell(order)

@@ -6,6 +6,7 @@ Other threads may ask it to send through `post`, which wakes it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -47,14 +48,26 @@ class ServerLoop:
         self._wake_out = self._context.socket(zmq.PUSH)
         self._wake_out.connect(self._wake_address)
         self._posts: deque[tuple[bytes, bytes]] = deque(maxlen=_POSTS_MAX)
-        for url in urls:
-            try:
-                self._router.bind(url)
-            except zmq.ZMQError as error:
-                self._context.destroy(linger=0)
-                raise ConfigError(f"cannot listen on {url}: {error}") from error
+        try:
+            for url in urls:
+                self._bind(url)
+        except ConfigError:
+            self._context.destroy(linger=0)
+            raise
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._thread = threading.Thread(target=self._run, name="lmcache-zmq-loop", daemon=True)
+
+    def _bind(self, url: str) -> None:
+        try:
+            self._router.bind(url)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"cannot listen on {url}: {error}") from error
+
+    def rebind(self, url: str) -> None:
+        """Listen anew on an address whose file was removed. Only from the loop's thread (`tick`)."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._router.unbind(url)
+        self._bind(url)
 
     def start(self) -> None:
         self._thread.start()

@@ -353,5 +353,5 @@ class L1Machine(RuleBasedStateMachine):
         self.close(keep=False)
 
 
-L1Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+L1Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestL1Machine = L1Machine.TestCase

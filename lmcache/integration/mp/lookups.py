@@ -71,8 +71,8 @@ class LookupClient:
         if reply is None:
             if self._clock() < asked.deadline_s:
                 return None
+            self.cancel(request_id)  # first: once the registration is lost nothing can be posted to it
             self._membership.lose(asked.joined.boot_id)
-            self.cancel(request_id)
             return NOTHING
         del self._asked[request_id]
         return self._promise(asked, reply) if isinstance(reply, m.Found) else NOTHING

@@ -6,10 +6,8 @@ allocation in any physical order. We only find where pages lie; what is in them 
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 
 from lmcache.core.layout import KernelGroup, KVLayout
 from lmcache.errors import DeclinedError
+from lmcache.integration.vllm.regions import LayerPages, find_pages, find_regions
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,27 +25,6 @@ if TYPE_CHECKING:
 # depends on the token after it, which the chunk's key does not name.
 _DRAFTS_WITHOUT_KV = frozenset({"ngram", "ngram_gpu", "suffix", "medusa", "mlp_speculator"})
 _FORMAT_AXES = {"L": "NL", "B": "NB", "H": "NH", "N": "BS", "C": "HS"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One layer's pages: `num_rows` dense arrays `[blocks, row_bytes]`, `row_stride` bytes apart.
-
-    One row, unless the physical order puts heads outside of blocks. All positions in bytes
-    from the start of the storage.
-    """
-
-    name: str
-    tensor: torch.Tensor
-    offset: int
-    num_rows: int
-    row_bytes: int
-    row_stride: int
-    block_stride: int
-
-    @property
-    def page_bytes(self) -> int:
-        return self.num_rows * self.row_bytes
 
 
 def unsupported_reason(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig | None) -> str | None:
@@ -60,6 +38,8 @@ def _config_reason(vllm_config: VllmConfig) -> str | None:
         return "encoder-decoder models are not supported: their KV depends on more than the prompt's prefix"
     if vllm_config.attention_config.use_non_causal or vllm_config.diffusion_config is not None:
         return "models that attend to later tokens are not supported: a prefix does not decide its KV"
+    if vllm_config.weight_transfer_config is not None:
+        return "weights that are replaced while the engine runs (weight_transfer_config) are not supported"
     if vllm_config.attention_config.hisparse_config is not None:
         return "HiSparse keeps KV outside of the block pool and is not supported"
     if speculative is not None and speculative.method not in _DRAFTS_WITHOUT_KV:
@@ -124,8 +104,6 @@ def describe_layout(
     """
     num_blocks = kv_cache_config.num_blocks
     layers = _layers(kv_caches, kv_cache_config)
-    is_block_outermost = layers[0].block_stride > layers[0].row_bytes
-    regions = _packed_region(layers, num_blocks) if is_block_outermost else _dense_regions(layers, num_blocks)
     is_mla = bool(vllm_config.model_config.use_mla)
     layout = KVLayout(
         block_size=_block_size(kv_cache_config),
@@ -135,10 +113,10 @@ def describe_layout(
         packing=_packing([layer.name for layer in layers], vllm_config),
         is_mla=is_mla,
     )
-    return layout, regions
+    return layout, find_regions(layers, num_blocks)
 
 
-def _layers(kv_caches: Mapping[str, torch.Tensor], kv_cache_config: KVCacheConfig) -> list[_Layer]:
+def _layers(kv_caches: Mapping[str, torch.Tensor], kv_cache_config: KVCacheConfig) -> list[LayerPages]:
     """Layers that own memory, in the order vLLM laid them out: names beyond those share another's KV."""
     names = [name for tensor in kv_cache_config.kv_cache_tensors for name in tensor.layers]
     missing = [name for name in names if name not in kv_caches]
@@ -148,99 +126,12 @@ def _layers(kv_caches: Mapping[str, torch.Tensor], kv_cache_config: KVCacheConfi
     strays = [name for name in kv_caches if name not in names and kv_caches[name].data_ptr() not in owners]
     if strays:
         raise DeclinedError(f"vLLM registered KV of {', '.join(strays)} outside of its cache configuration")
-    return [_layer(name, kv_caches[name], kv_cache_config.num_blocks) for name in names]
+    return [find_pages(name, kv_caches[name], kv_cache_config.num_blocks) for name in names]
 
 
-def _layer(name: str, tensor: torch.Tensor, num_blocks: int) -> _Layer:
-    if tensor.device.type != "cpu":
-        raise DeclinedError(f"KV on the device {tensor.device.type!r} is not supported, only on 'cpu'")
-    if tensor.ndim != 4 or tensor.shape[0] % num_blocks:
-        raise DeclinedError(f"KV of {name} has the shape {tuple(tensor.shape)}, not [{num_blocks} blocks, heads, ...]")
-    # The engine's kernels may cut a block into several of theirs, which then lie one after the other.
-    ratio = tensor.shape[0] // num_blocks
-    item = tensor.element_size()
-    kernel, head, token, content = (stride * item for stride in tensor.stride())
-    block_stride = kernel * ratio
-    _, heads, tokens, contents = tensor.shape
-    is_head_outside = heads > 1 and head > block_stride
-    inside = [(ratio, kernel), (tokens, token), (contents, content)]
-    if not is_head_outside:
-        inside.append((heads, head))
-    row_bytes = math.prod(length for length, _ in inside) * item
-    if block_stride == row_bytes:
-        _check_dense(name, inside, item)
-    return _Layer(
-        name=name,
-        tensor=tensor,
-        offset=tensor.storage_offset() * item,
-        num_rows=heads if is_head_outside else 1,
-        row_bytes=row_bytes,
-        row_stride=head if is_head_outside else 0,
-        block_stride=block_stride,
-    )
-
-
-def _check_dense(name: str, axes: Iterable[tuple[int, int]], item: int) -> None:
-    """The axes, in whatever order, fill one run of bytes."""
-    size = item
-    for length, stride in sorted((axis for axis in axes if axis[0] > 1), key=lambda axis: axis[1]):
-        if stride != size:
-            raise DeclinedError(f"a block of {name} does not lie in one piece: a stride of {stride} bytes, not {size}")
-        size *= length
-
-
-def _dense_regions(layers: Sequence[_Layer], num_blocks: int) -> list[np.ndarray]:
-    """One region per run of layers that follow each other in memory without a gap."""
-    runs: list[tuple[_Layer, list[int]]] = []
-    for layer in layers:
-        if layer.block_stride != layer.row_bytes:
-            raise DeclinedError(
-                f"pages of {layer.name} hold {layer.row_bytes} bytes and start every {layer.block_stride}"
-            )
-        for row in range(layer.num_rows):
-            _append_row(runs, layer, layer.offset + row * layer.row_stride, layer.row_bytes * num_blocks)
-    return [_region(first, offsets[0], len(offsets), num_blocks, first.row_bytes) for first, offsets in runs]
-
-
-def _append_row(runs: list[tuple[_Layer, list[int]]], layer: _Layer, offset: int, row_bytes: int) -> None:
-    if runs:
-        first, offsets = runs[-1]
-        is_same_memory = first.tensor.untyped_storage().data_ptr() == layer.tensor.untyped_storage().data_ptr()
-        if is_same_memory and first.row_bytes == layer.row_bytes and offsets[-1] + row_bytes == offset:
-            offsets.append(offset)
-            return
-    runs.append((layer, [offset]))
-
-
-def _packed_region(layers: Sequence[_Layer], num_blocks: int) -> list[np.ndarray]:
-    """One region of one row: a block holds the pages of all layers, in whatever order, which must fill it."""
-    first = min(layers, key=lambda layer: layer.offset)
-    block_bytes = first.block_stride
-    total = sum(layer.page_bytes for layer in layers)
-    is_together = all(
-        layer.tensor.untyped_storage().data_ptr() == first.tensor.untyped_storage().data_ptr()
-        and layer.block_stride == block_bytes
-        and layer.offset < first.offset + block_bytes
-        for layer in layers
-    )
-    if total != block_bytes or not is_together:
-        raise DeclinedError(f"pages of all layers ({total} bytes) do not fill a block ({block_bytes} bytes)")
-    return [_region(first, first.offset, 1, num_blocks, block_bytes)]
-
-
-def _region(layer: _Layer, offset: int, num_rows: int, num_blocks: int, page_bytes: int) -> np.ndarray:
-    storage = layer.tensor.untyped_storage()
-    if offset + num_rows * num_blocks * page_bytes > storage.nbytes():
-        raise DeclinedError(f"pages of {layer.name} reach beyond their allocation")
-    raw = torch.empty(0, dtype=torch.uint8)
-    raw.set_(storage, offset, (num_rows, num_blocks, page_bytes))
-    region: np.ndarray = raw.numpy()
-    return region
-
-
-def _kernel_groups(layers: Sequence[_Layer], num_blocks: int, vllm_config: VllmConfig) -> tuple[KernelGroup, ...]:
+def _kernel_groups(layers: Sequence[LayerPages], num_blocks: int, vllm_config: VllmConfig) -> tuple[KernelGroup, ...]:
     """Neighbours of one shape together: the order of layers is the order of their pages in a chunk."""
-    groups: list[list[_Layer]] = []
+    groups: list[list[LayerPages]] = []
     for layer in layers:
         if groups and _shape_key(groups[-1][0]) == _shape_key(layer):
             groups[-1].append(layer)
@@ -259,7 +150,7 @@ def _kernel_groups(layers: Sequence[_Layer], num_blocks: int, vllm_config: VllmC
     )
 
 
-def _shape_key(layer: _Layer) -> tuple[object, ...]:
+def _shape_key(layer: LayerPages) -> tuple[object, ...]:
     return (layer.page_bytes, layer.tensor.dtype, tuple(layer.tensor.shape))
 
 

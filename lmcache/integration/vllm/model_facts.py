@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _MODEL_FIELDS = (
     "model",
-    "revision",
     "code_revision",
     "trust_remote_code",
     "dtype",
@@ -70,6 +69,8 @@ _MULTIMODAL_FIELDS = (
     "mm_device_do_normalize",
     "mm_encoder_attn_backend",
     "mm_encoder_attn_dtype",
+    "mm_encoder_fp8_scale_path",
+    "mm_encoder_fp8_scale_save_margin",
     "interleave_mm_strings",
     "video_pruning_rate",
     "video_pruning_method",

@@ -162,19 +162,19 @@ class LMCacheMPSchedulerAdapter:
         return (
             bool(promise.chunks)
             and promise.boot_id == joined.boot_id
-            and tracker.asked_tokens == len(tracker.chain.digests)  # type: ignore[union-attr]
+            and tracker.num_asked_chunks == len(tracker.chain.digests)  # type: ignore[union-attr]
             and self._clock() - tracker.promised_at_s < _PROMISE_REUSE_S
         )
 
     def _take_promise(self, tracker: RequestTracker, promise: Any) -> None:
         tracker.promise = promise
         tracker.promised_at_s = self._clock()
-        tracker.asked_tokens = len(tracker.chain.digests) if tracker.chain is not None else 0
+        tracker.num_asked_chunks = len(tracker.chain.digests) if tracker.chain is not None else 0
         tracker.num_known_chunks = max(tracker.num_known_chunks, len(promise.chunks))
 
     def _count_lookup(self, tracker: RequestTracker, joined: Joined) -> None:
         self.stats.add("lookups")
-        self.stats.add("lookup_tokens", tracker.asked_tokens * joined.welcome.chunk_size)
+        self.stats.add("lookup_tokens", tracker.num_asked_chunks * joined.welcome.chunk_size)
         self.stats.add("hit_tokens", len(tracker.promise.chunks) * joined.welcome.chunk_size)
 
     def _tracker(self, request: Request) -> RequestTracker | None:
@@ -184,7 +184,9 @@ class LMCacheMPSchedulerAdapter:
             salt = request.cache_salt or ""
             try:
                 check_cache_salt(salt)
-            except KeyFormatError as error:
+                if request.resumable:
+                    raise DeclinedError("its input streams in, so tokens that were hashed may still change")
+            except (KeyFormatError, DeclinedError) as error:
                 self._say_once(f"a request is served without cache: {error}")
                 return None
             tracker = RequestTracker(request.request_id, salt, ChunkExtras(request))
@@ -418,6 +420,8 @@ class LMCacheMPSchedulerAdapter:
         for tracker in self._trackers.values():
             if tracker.load_state is LoadState.NONE:
                 self._drop_promise(tracker)
+        # A request that goes on keeps KV of the old state, which must not be stored under the new root.
+        self._unsaved = {key: one for key, one in self._unsaved.items() if not one.num_computed_tokens}
         return is_told
 
     def take_stats(self) -> MPConnectorStats | None:

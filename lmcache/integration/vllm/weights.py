@@ -166,7 +166,7 @@ def _whole_digests(paths: Iterable[Path]) -> list[str]:
 
 def _sampled_digests(files: Sequence[_WeightFile]) -> list[str]:
     spans = [_spans(file) for file in files]
-    num_spans = sum(len(of_file) for of_file in spans)
+    num_spans = max(1, sum(len(of_file) for of_file in spans))
     per_span = max(1, min(_SAMPLES_PER_SPAN_MAX, _NUM_SAMPLES_MAX // num_spans))
     stride = -(-num_spans // _NUM_SAMPLES_MAX)
     with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="lmcache-weights") as readers:
