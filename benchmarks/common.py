@@ -7,15 +7,18 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,6 +32,7 @@ from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.protocol import messages as m
 from lmcache.protocol.blobs import pack_slots
 
+SHARED_MEMORY = pathlib.Path("/dev/shm")
 CHUNK_TOKENS = 256
 BLOCK_TOKENS = 16
 
@@ -52,6 +56,18 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
     sys.stdout.flush()
 
 
+def interrupt_once() -> None:
+    """The first SIGINT or SIGTERM raises KeyboardInterrupt; no other one disturbs what cleans up then."""
+
+    def raise_interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, raise_interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,32 +77,74 @@ def free_port() -> int:
 
 @dataclass
 class RunningServer:
+    """A `lmcache server` and the pool that it or its next start on the same name uses."""
+
     process: subprocess.Popen[bytes]
     port: int
     http_port: int
+    pool_folder: pathlib.Path
     seconds_to_first_200: float
+
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/status", timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def wait_for_clients(self, num_clients: int, timeout_s: float = 30.0) -> None:
+        """Until so many schedulers and workers are registered."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.status().get("worker_liveness", {}).get("tracked_instances", 0) >= num_clients:
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{num_clients} clients did not register with the server")
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def stop(self) -> None:
+        """End it, and leave no pool behind whatever happened to it."""
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        shutil.rmtree(self.pool_folder, ignore_errors=True)
+
 
 def start_server(l1_gib: float, *flags: str, port: int | None = None, name: str | None = None) -> RunningServer:
     """`lmcache server`, as a user starts it; returns at its first 200 on /healthcheck."""
     port, http_port = port or free_port(), free_port()
+    name = name or f"bench-{os.getpid()}-{port}"
     command = [
         sys.executable, "-m", "lmcache", "server", "--port", str(port), "--http-port", str(http_port),
-        "--l1-size-gb", str(l1_gib), "--shm-name", name or f"bench-{os.getpid()}-{port}", *flags,
+        "--l1-size-gb", str(l1_gib), "--shm-name", name, *flags,
     ]  # fmt: skip
-    begun_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryFile() as errors:
+        begun_s = time.perf_counter()
+        # In a session of its own: Ctrl-C is for us, and we end it.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        running = RunningServer(process, port, http_port, SHARED_MEMORY / f"lmcache-{name}", 0.0)
+        try:
+            _wait_until_healthy(running)
+        except BaseException:
+            running.stop()
+            errors.seek(0)
+            sys.stderr.write(errors.read().decode(errors="replace"))
+            raise
+        running.seconds_to_first_200 = time.perf_counter() - begun_s
+    return running
+
+
+def _wait_until_healthy(running: RunningServer) -> None:
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/healthcheck", timeout=1):
-                return RunningServer(process, port, http_port, time.perf_counter() - begun_s)
+            with urllib.request.urlopen(f"http://127.0.0.1:{running.http_port}/healthcheck", timeout=1):
+                return
         except OSError:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended with {process.returncode}: {' '.join(command)}") from None
+            if running.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {running.process.returncode}") from None
             time.sleep(0.002)
 
 
@@ -96,8 +154,7 @@ def server(l1_gib: float, *flags: str) -> Iterator[RunningServer]:
     try:
         yield running
     finally:
-        running.process.terminate()
-        running.process.wait()
+        running.stop()
 
 
 @dataclass

@@ -7,6 +7,7 @@ import os
 import pathlib
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -170,6 +171,18 @@ class Child:
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """SIGSTOP, and wait until every thread of it stands still."""
+        self.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _CHILD_ANSWER_S
+        tasks = list(pathlib.Path(f"/proc/{self.pid}/task").iterdir())
+        while any((task / "stat").read_text().rsplit(")", 1)[1].split()[0] != "T" for task in tasks):
+            assert time.monotonic() < deadline, "the child process does not stop"
+            time.sleep(0.005)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill and reap: when this returns, the kernel has let go of all it held."""

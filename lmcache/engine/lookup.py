@@ -33,7 +33,9 @@ class LookupModule:
         self._lock_bytes_max = lock_bytes_max
         self._steps = steps
 
-    def lookup(self, l1: L1Manager, client: Client, request_id: str, salt: str, digest_blob: bytes, lock: bool) -> Found:
+    def lookup(
+        self, l1: L1Manager, client: Client, request_id: str, salt: str, digest_blob: bytes, lock: bool
+    ) -> Found:
         """The longest prefix every rank holds. Locking again for a request replaces its locks."""
         engine = self._ready_engine(client)
         key = NamespaceKey(client.model_name, engine.root, check_cache_salt(salt))

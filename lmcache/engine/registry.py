@@ -172,12 +172,11 @@ class ClientRegistry:
             engine = self.engines[engine_id] = Engine(engine_id, model_name, world_size)
         return engine
 
-    def _client(
-        self, uid: int, kind: ClientKind, engine_id: str, model_name: str, rank: int, peer: bytes
-    ) -> Client:
+    def _client(self, uid: int, kind: ClientKind, engine_id: str, model_name: str, rank: int, peer: bytes) -> Client:
         """The entry of a client. One that comes back in another role or place begins anew."""
         old = self.clients.get(uid)
-        if old is not None and (old.kind, old.engine_id, old.model_name, old.rank) == (kind, engine_id, model_name, rank):
+        place = (kind, engine_id, model_name, rank)
+        if old is not None and (old.kind, old.engine_id, old.model_name, old.rank) == place:
             old.peer, old.last_seen_s = peer, self._clock()
             return old
         if old is not None:

@@ -30,9 +30,7 @@ class _WorkerBatches:
 class StoreModule:
     """Called under the engine's mutex."""
 
-    def __init__(
-        self, registry: ClientRegistry, metrics: EngineMetrics, chunk_size: int, steps: StepObserver
-    ) -> None:
+    def __init__(self, registry: ClientRegistry, metrics: EngineMetrics, chunk_size: int, steps: StepObserver) -> None:
         self._registry = registry
         self._metrics = metrics
         self._chunk_size = chunk_size
@@ -57,7 +55,9 @@ class StoreModule:
             raise RequestRefusedError(ErrorCode.INVALID, f"batch {batch_id} was reserved or given up before")
         digests = split_digests(digest_blob)
         if len(digests) > _DIGESTS_MAX:
-            raise RequestRefusedError(ErrorCode.INVALID, f"a batch has at most {_DIGESTS_MAX} chunks (got {len(digests)})")
+            raise RequestRefusedError(
+                ErrorCode.INVALID, f"a batch has at most {_DIGESTS_MAX} chunks (got {len(digests)})"
+            )
         key = NamespaceKey(client.model_name, root, check_cache_salt(salt))
         rank_group = (engine.kv_rank(client.rank), 0)
         length = client.layout.chunk_bytes(self._chunk_size)

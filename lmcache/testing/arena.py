@@ -131,6 +131,8 @@ class Arena:
             return
         if action is Action.KILL:
             self._replace(engine)
+        elif action is Action.STOP and not self._config.is_roomy and self._rng.random() < 0.5:
+            self._overwrite()
         elif action is Action.DELAY and self._rng.random() < 0.5:
             self._restart_server()
 
@@ -187,12 +189,20 @@ class Arena:
         rng = self._rng
         if rng.random() < 0.5:
             self._server.cycle(rng.choice((0.0, 0.0, 21.0, 41.0, 61.0)))
-        # More often when somebody may be stopped in a copy: that is what it is to be met with.
-        share = 0.5 if any(engine.is_stopped for engine in self._engines) else 0.1
-        if not self._config.is_roomy and rng.random() < share:
+        if not self._config.is_roomy and rng.random() < 0.15:
             self._server.clear(force=rng.random() < 0.7)
         if rng.random() < 0.5:
             time.sleep(rng.random() * 0.05)
+
+    def _overwrite(self) -> None:
+        """Free all that can be freed under whoever is stopped, and let others fill the whole pool anew."""
+        self._server.cycle(self._rng.choice((0.0, self._server_config.write_ttl_s + 1)))
+        self._server.clear(force=True)
+        for _ in range(50):
+            report = self._server.cycle()
+            if report.num_objects + report.num_quarantined >= self._config.num_slots:
+                return
+            time.sleep(0.01)
 
     def _listen(self, engine: EngineHandle) -> None:
         for message in engine.take_said():

@@ -16,7 +16,7 @@ from lmcache.testing.faults import Fault
 _MESSAGE_BYTES_MAX = 1 << 17
 
 
-class _Message(msgspec.Struct, frozen=True, tag=True):
+class _Message(msgspec.Struct, tag=True):
     pass
 
 
@@ -241,7 +241,8 @@ class Channel:
             raise ChannelClosedError from error
         if not packet:
             raise ChannelClosedError
-        return _decode(packet)
+        message: Message = _decode(packet)
+        return message
 
     def close(self) -> None:
         self._socket.close()

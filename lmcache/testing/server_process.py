@@ -48,9 +48,8 @@ class _ServerProcess:
     def __init__(self, config: ServerProcessConfig, channel: c.Channel) -> None:
         self._clock = _Clock()
         self._faults = FaultObserver(lambda step: channel.send(c.FaultReached(step)))
-        pool = PoolConfig(
-            pathlib.Path(config.folder), Geometry.for_pool(config.num_slots * CHUNK_BYTES), write_ttl_s=config.write_ttl_s
-        )
+        geometry = Geometry.for_pool(config.num_slots * CHUNK_BYTES)
+        pool = PoolConfig(pathlib.Path(config.folder), geometry, write_ttl_s=config.write_ttl_s)
         engine = EngineConfig(
             pool, CHUNK_SIZE, session_ttl_s=config.session_ttl_s, lock_fraction=config.lock_fraction,
             liveness=LivenessConfig(config.reap_timeout_s),

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from lmcache.integration.mp.jobs import LoadChunk, LoadJob, PromisedChunk, StoreJob, StoreOutcome, StoreResult
+from lmcache.integration.mp.jobs import LoadChunk, LoadJob, PromisedChunk, StoreJob, StoreResult
 from lmcache.integration.mp.ledger import WriteLedger
 from lmcache.integration.mp.lookups import LookupClient, Promise
 from lmcache.integration.mp.membership import Membership, MembershipConfig
@@ -90,6 +90,7 @@ class EngineProcess:
         self._boot_ids: dict[str, int] = {}
         self._job_ids = iter(range(1, 1 << 62))
         self._traffic: TrafficSource | None = None
+        self._names_of_job: dict[int, dict[bytes, str]] = {}
         for rank in self._ranks:
             rank.start()
         self._scheduler.start()

@@ -50,8 +50,9 @@ class Connection:
 
     def call(self, message: Request, boot_id: int, timeout_s: float) -> Reply:
         """Send and wait. Raises DeadlineExceededError, StaleBootError, RequestRefusedError."""
+        deadline = self._clock() + timeout_s
         number = self.send(message, boot_id, timeout_s)
-        reply = self.wait(number, timeout_s)
+        reply = self.wait(number, deadline - self._clock())
         if reply is None:
             self.forget(number)
             raise DeadlineExceededError(f"{self.url} did not answer {type(message).__name__} in {timeout_s:g} s")
@@ -76,12 +77,16 @@ class Connection:
         return True
 
     def _send_frame(self, frame: bytes, message: Request, timeout_s: float) -> None:
-        try:
-            self._socket.send(frame, zmq.DONTWAIT)
-        except zmq.Again:
-            if not self._socket.poll(int(timeout_s * 1000), zmq.POLLOUT):
-                raise DeadlineExceededError(f"no server at {self.url} for {type(message).__name__}") from None
-            self._socket.send(frame, zmq.DONTWAIT)
+        deadline = self._clock() + timeout_s
+        while True:
+            try:
+                self._socket.send(frame, zmq.DONTWAIT)
+                return
+            except zmq.Again:
+                # A connection may come and go between the poll and the next attempt.
+                left_s = deadline - self._clock()
+                if left_s <= 0 or not self._socket.poll(int(left_s * 1000), zmq.POLLOUT):
+                    raise DeadlineExceededError(f"no server at {self.url} for {type(message).__name__}") from None
 
     def wait(self, number: int, timeout_s: float) -> Reply | None:
         """The answer to a request, or None if it is not there after `timeout_s`. Answers once."""

@@ -23,7 +23,11 @@ FACTS: dict[str, object] = {
 GROUP = KernelGroup(("layer.0", "layer.1"), 4096, "bfloat16", (10, 8, 16, 128), "CPU_ATTN")
 LAYOUT = KVLayout(16, 10, (GROUP,), "NL_X_NB_NH_BS_HS", "avx512")
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )

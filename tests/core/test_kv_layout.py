@@ -30,12 +30,21 @@ def test_a_chunk_that_cuts_a_block_is_declined_with_both_numbers_and_a_remedy(ch
     with pytest.raises(DeclinedError) as declined:
         LAYOUT.chunk_bytes(chunk_size)
     text = str(declined.value)
-    assert f"chunk size {chunk_size}" in text and "block size 16" in text and f"--chunk-size {remedy}" in text
+    assert f"chunk size {chunk_size}" in text
+    assert "block size 16" in text
+    assert f"--chunk-size {remedy}" in text
 
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0 B"), (12, "12 B"), (KIB, "1 KiB"), (64 * MIB, "64 MiB"), (3 * GIB // 2, "1.5 GiB"), (2048 * GIB, "2.0 TiB")],
+    [
+        (0, "0 B"),
+        (12, "12 B"),
+        (KIB, "1 KiB"),
+        (64 * MIB, "64 MiB"),
+        (3 * GIB // 2, "1.5 GiB"),
+        (2048 * GIB, "2.0 TiB"),
+    ],
 )
 def test_sizes_read_as_people_write_them(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
@@ -44,4 +53,5 @@ def test_sizes_read_as_people_write_them(num_bytes: int, text: str) -> None:
 @given(value=st.integers(0, 2**62), alignment=st.integers(1, 2**20))
 def test_align_up_is_the_next_multiple(value: int, alignment: int) -> None:
     aligned = align_up(value, alignment)
-    assert aligned % alignment == 0 and 0 <= aligned - value < alignment
+    assert aligned % alignment == 0
+    assert 0 <= aligned - value < alignment

@@ -32,7 +32,9 @@ def test_incremental_equals_one_pass(algorithm, tokens, chunk_size, steps, extra
     assert len(whole.digests) == len(tokens) // chunk_size
 
 
-@given(algorithm=st.sampled_from(ALGORITHMS), tokens=TOKENS, chunk_size=st.integers(1, 7), num_tokens=st.integers(0, 60))
+@given(
+    algorithm=st.sampled_from(ALGORITHMS), tokens=TOKENS, chunk_size=st.integers(1, 7), num_tokens=st.integers(0, 60)
+)
 def test_num_tokens_hashes_only_so_far(algorithm, tokens, chunk_size, num_tokens) -> None:
     num_tokens = min(num_tokens, len(tokens))
     chain = PrefixChain(algorithm, ROOT, chunk_size)
@@ -62,7 +64,8 @@ def test_a_changed_extra_changes_its_chunk_and_all_after_it(algorithm) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=ALGORITHM_NAMES)
 def test_another_root_shares_no_digest(algorithm) -> None:
     one, other = (set(chunk_digests(algorithm, root, range(40), 4)) for root in (ROOT, bytes(32)))
-    assert len(one) == len(other) == 10 and not one & other
+    assert len(one) == len(other) == 10
+    assert not one & other
 
 
 def test_a_chunk_size_below_one_is_refused() -> None:

@@ -49,7 +49,12 @@ class Harness:
         return self.engine.management.register_worker(self.engine.pool, uid, b"peer", message, CHUNK_SIZE)
 
     def scheduler(
-        self, uid: int = 100, world_size: int = 1, engine_id: str = "e", facts: bytes = FACTS, wants_events: bool = False
+        self,
+        uid: int = 100,
+        world_size: int = 1,
+        engine_id: str = "e",
+        facts: bytes = FACTS,
+        wants_events: bool = False,
     ) -> m.Registered:
         nonce = self.engine.pool.files.nonce
         message = m.RegisterScheduler(engine_id, "org/m", world_size, facts, nonce, wants_events=wants_events)
@@ -74,10 +79,10 @@ class Harness:
     def store(self, digests: list[bytes], uid: int = 1, salt: str = "") -> int:
         return self.commit(self.reserve(digests, 999, uid, salt), 999, uid).num_accepted
 
-    def lookup(self, digests: list[bytes], request: str = "r", uid: int = 100, lock: bool = True, salt: str = "") -> m.Found:
-        return self.engine.lookups.lookup(
-            self.engine.pool.l1, self.client(uid), request, salt, b"".join(digests), lock
-        )
+    def lookup(
+        self, digests: list[bytes], request: str = "r", uid: int = 100, lock: bool = True, salt: str = ""
+    ) -> m.Found:
+        return self.engine.lookups.lookup(self.engine.pool.l1, self.client(uid), request, salt, b"".join(digests), lock)
 
     def release(self, request: str = "r", num_chunks: int = 0, uid: int = 100) -> int:
         return self.engine.lookups.release(self.engine.pool.l1, self.client(uid), request, num_chunks)

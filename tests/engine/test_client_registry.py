@@ -45,14 +45,17 @@ def test_instance_ids_are_the_smallest_free_ones_and_kept_by_who_comes_again(reg
 
 def test_the_root_appears_when_all_ranks_and_the_scheduler_are_there(registry: ClientRegistry) -> None:
     _, engine = add_worker(registry, 2, 1, 2)
-    assert engine.missing_ranks == [0] and not engine.root
+    assert engine.missing_ranks == [0]
+    assert not engine.root
     add_scheduler(registry, 9, 2)
     assert not engine.root
     add_worker(registry, 1, 0, 2)
     assert engine.root == make_root(BLAKE3, {"model": "org/m"}, [layout(), layout()], CHUNK_SIZE)
-    assert registry.published_roots("m", 2) == [engine.root] and registry.published_roots("m", 1) == []
+    assert registry.published_roots("m", 2) == [engine.root]
+    assert registry.published_roots("m", 1) == []
     registry.remove(2)
-    assert engine.missing_ranks == [1] and not engine.root
+    assert engine.missing_ranks == [1]
+    assert not engine.root
 
 
 def test_layouts_enter_the_root_in_rank_order_whoever_came_first(registry: ClientRegistry) -> None:
@@ -70,7 +73,8 @@ def test_equal_engines_share_a_root_and_an_epoch_parts_them(registry: ClientRegi
     one, other = registry.engines["a"], registry.engines["b"]
     assert one.root == other.root
     old_root = registry.set_epoch(one, b"\x01")
-    assert old_root == other.root != one.root and registry.is_root_in_use(old_root)
+    assert old_root == other.root != one.root
+    assert registry.is_root_in_use(old_root)
     registry.set_epoch(other, b"\x02")
     assert not registry.is_root_in_use(old_root)
 
@@ -94,7 +98,9 @@ def test_the_engine_goes_with_its_last_client(registry: ClientRegistry) -> None:
     registry.remove(1)
     assert "e" in registry.engines
     registry.remove(9)
-    assert not registry.engines and not registry.clients and registry.remove(9) is None
+    assert not registry.engines
+    assert not registry.clients
+    assert registry.remove(9) is None
 
 
 def test_a_successor_of_a_rank_is_not_removed_with_its_predecessor(registry: ClientRegistry) -> None:
@@ -102,21 +108,25 @@ def test_a_successor_of_a_rank_is_not_removed_with_its_predecessor(registry: Cli
     add_worker(registry, 1)
     _, engine = add_worker(registry, 2)
     registry.remove(1)
-    assert engine.workers[0].uid == 2 and engine.root
+    assert engine.workers[0].uid == 2
+    assert engine.root
 
 
 def test_a_client_that_changes_its_role_leaves_the_old_one(registry: ClientRegistry) -> None:
     add_worker(registry, 1)
     client, engine = add_scheduler(registry, 1)
-    assert registry.engine_of(client) is engine and not engine.workers
+    assert registry.engine_of(client) is engine
+    assert not engine.workers
     client, engine = add_worker(registry, 1)
-    assert registry.engine_of(client) is engine and engine.scheduler_uid is None
+    assert registry.engine_of(client) is engine
+    assert engine.scheduler_uid is None
 
 
 def test_a_worker_that_changes_its_rank_leaves_the_old_one_missing(registry: ClientRegistry) -> None:
     add_worker(registry, 1, 0, 2)
     client, engine = add_worker(registry, 1, 1, 2)
-    assert engine.missing_ranks == [0] and client.rank == 1
+    assert engine.missing_ranks == [0]
+    assert client.rank == 1
 
 
 def test_an_engine_id_taken_over_by_another_model_leaves_no_client_without_engine(registry: ClientRegistry) -> None:
@@ -130,14 +140,18 @@ def test_an_engine_id_taken_over_by_another_model_leaves_no_client_without_engin
 def test_facts_that_are_no_object_are_declined_and_leave_no_trace(registry: ClientRegistry, facts: bytes) -> None:
     with pytest.raises(DeclinedError, match="model facts"):
         add_scheduler(registry, 1, facts=facts)
-    assert not registry.clients and not registry.engines
+    assert not registry.clients
+    assert not registry.engines
 
 
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 1), (0, 0), (0, 256)])
-def test_ranks_outside_their_world_are_refused_and_leave_no_trace(registry: ClientRegistry, rank: int, world: int) -> None:
+def test_ranks_outside_their_world_are_refused_and_leave_no_trace(
+    registry: ClientRegistry, rank: int, world: int
+) -> None:
     with pytest.raises((DeclinedError, KeyFormatError)):
         add_worker(registry, 1, rank, world)
-    assert not registry.clients and not registry.engines
+    assert not registry.clients
+    assert not registry.engines
 
 
 def test_a_block_size_that_does_not_divide_the_chunk_is_declined_with_both_numbers(harness: Harness) -> None:
@@ -163,4 +177,5 @@ def test_a_layout_without_bytes_is_refused(harness: Harness, change: dict[str, o
 def test_a_client_that_cannot_read_the_pool_folder_is_refused_with_the_remedy(harness: Harness) -> None:
     with pytest.raises(RequestRefusedError, match="--ipc=host") as refused:
         harness.worker(nonce=b"guess")
-    assert refused.value.code == "forbidden" and not harness.engine.registry.clients
+    assert refused.value.code == "forbidden"
+    assert not harness.engine.registry.clients

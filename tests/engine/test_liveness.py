@@ -40,13 +40,15 @@ def silent_after(harness: Harness, seconds: float) -> int:
 
 def test_who_never_pinged_has_an_hour(joined: Harness) -> None:
     assert silent_after(joined, 3600) == 0
-    assert silent_after(joined, 1) == 2 and not joined.engine.registry.clients
+    assert silent_after(joined, 1) == 2
+    assert not joined.engine.registry.clients
 
 
 def test_who_has_pinged_has_two_minutes(joined: Harness) -> None:
     ping(joined, 1)
     assert silent_after(joined, 120) == 0
-    assert silent_after(joined, 1) == 1 and list(joined.engine.registry.clients) == [100]
+    assert silent_after(joined, 1) == 1
+    assert list(joined.engine.registry.clients) == [100]
     assert joined.engine.metrics.workers_reaped.value("silent") == 1
 
 
@@ -66,7 +68,8 @@ def test_every_sign_of_life_counts(joined: Harness, sign_of_life: str) -> None:
 
 def test_a_prober_is_answered_and_not_tracked(joined: Harness) -> None:
     assert joined.engine.management.ping(None, Ping(None)).ok
-    assert set(joined.engine.registry.clients) == {1, 100} and not joined.client(1).has_pinged
+    assert set(joined.engine.registry.clients) == {1, 100}
+    assert not joined.client(1).has_pinged
 
 
 def test_a_silent_client_loses_its_locks_but_not_its_writes(joined: Harness, alive) -> None:
@@ -75,7 +78,8 @@ def test_a_silent_client_loses_its_locks_but_not_its_writes(joined: Harness, ali
     reserved = joined.reserve(DIGESTS[2:4])
     assert silent_after(joined, 3601) == 2
     report = joined.l1_report
-    assert report["read_locked_count"] == 0 and report["write_locked_count"] == 2
+    assert report["read_locked_count"] == 0
+    assert report["write_locked_count"] == 2
     joined.worker(writing=slots_of(reserved), attempt=2)
     joined.scheduler()
     assert joined.commit(reserved).num_accepted == 2
@@ -90,7 +94,8 @@ def test_a_dead_client_loses_its_writes_too(joined: Harness, alive) -> None:
     assert joined.engine.reap_cycle() == {"dead": 2, "silent": 0}
     report = joined.l1_report
     assert report["read_locked_count"] == report["write_locked_count"] == report["quarantined_count"] == 0
-    assert not joined.engine.registry.clients and report["total_object_count"] == 2
+    assert not joined.engine.registry.clients
+    assert report["total_object_count"] == 2
     assert not lock_path(joined.engine.pool.files.folder, 1).exists()
     assert joined.engine.reap_cycle() == {"dead": 0, "silent": 0}
 
@@ -116,7 +121,8 @@ def test_registering_anew_frees_what_the_client_no_longer_writes(joined: Harness
     kept, lost = joined.reserve(DIGESTS[:1], 1), joined.reserve(DIGESTS[1:3], 2)
     joined.worker(writing=slots_of(kept), attempt=2)
     assert joined.l1_report["write_locked_count"] == 1
-    assert joined.commit(kept, 1).num_accepted == 1 and joined.commit(lost, 2).num_accepted == 0
+    assert joined.commit(kept, 1).num_accepted == 1
+    assert joined.commit(lost, 2).num_accepted == 0
 
 
 def test_a_registration_that_arrives_late_frees_nothing(joined: Harness) -> None:
@@ -139,9 +145,12 @@ def test_a_pool_that_vanished_is_made_anew_under_another_boot_id(joined: Harness
     for path in pathlib.Path(joined.engine.pool.files.folder).glob("[ip]*"):
         path.unlink()
     joined.engine.reap_cycle()
-    assert joined.engine.boot_id != boot_id and joined.engine.pool.files.pool_id != pool_id
-    assert not joined.engine.registry.clients and joined.engine.metrics.pools_lost.value() == 1
+    assert joined.engine.boot_id != boot_id
+    assert joined.engine.pool.files.pool_id != pool_id
+    assert not joined.engine.registry.clients
+    assert joined.engine.metrics.pools_lost.value() == 1
     joined.engine.pool.wait_until_populated(30)
     joined.worker(attempt=2)
     joined.scheduler()
-    assert joined.lookup(DIGESTS[:2]).num_chunks == 0 and joined.store(DIGESTS[:2]) == 2
+    assert joined.lookup(DIGESTS[:2]).num_chunks == 0
+    assert joined.store(DIGESTS[:2]) == 2

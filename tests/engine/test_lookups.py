@@ -23,7 +23,8 @@ def test_a_hit_counts_only_where_every_rank_has_it(harness: Harness) -> None:
     assert harness.lookup(DIGESTS[:4]).num_chunks == 0
     harness.store(DIGESTS[:3], uid=2)
     found = harness.lookup(DIGESTS[:4])
-    assert found.num_chunks == 3 and len(found.places) == 3 * 2 * 32
+    assert found.num_chunks == 3
+    assert len(found.places) == 3 * 2 * 32
 
 
 def test_tenants_do_not_find_each_other(joined: Harness) -> None:
@@ -34,7 +35,8 @@ def test_tenants_do_not_find_each_other(joined: Harness) -> None:
 def test_a_hint_takes_no_lock_and_no_session(joined: Harness) -> None:
     joined.store(DIGESTS[:2])
     assert joined.lookup(DIGESTS[:2], lock=False).num_chunks == 2
-    assert joined.l1_report["read_locked_count"] == 0 and len(joined.engine.sessions) == 0
+    assert joined.l1_report["read_locked_count"] == 0
+    assert len(joined.engine.sessions) == 0
 
 
 def test_an_engine_that_is_not_whole_is_told_who_is_missing(harness: Harness) -> None:
@@ -53,7 +55,8 @@ def test_digests_cut_short_and_bad_salts_are_refused_without_a_lock(joined: Harn
         joined.lookup([b"short"])
     with pytest.raises(KeyFormatError):
         joined.lookup(DIGESTS[:1], salt="a/b")
-    assert joined.l1_report["read_locked_count"] == 0 and len(joined.engine.sessions) == 0
+    assert joined.l1_report["read_locked_count"] == 0
+    assert len(joined.engine.sessions) == 0
 
 
 def test_ten_thousand_aborted_requests_leave_no_lock(joined: Harness) -> None:
@@ -73,4 +76,5 @@ def test_hits_are_counted_in_tokens(joined: Harness) -> None:
     joined.store(DIGESTS[:2], salt="u1")
     joined.lookup(DIGESTS[:3], salt="u1")
     metrics = joined.engine.metrics
-    assert metrics.lookup_requested.value("org/m", "u1") == 48 and metrics.lookup_hit.value("org/m", "u1") == 32
+    assert metrics.lookup_requested.value("org/m", "u1") == 48
+    assert metrics.lookup_hit.value("org/m", "u1") == 32

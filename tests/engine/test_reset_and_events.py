@@ -92,7 +92,8 @@ def test_followers_learn_what_left_since_they_asked_and_only_of_their_root(joine
     first = joined.engine.management.ping(joined.client(100), Ping(0, 0))
     assert sorted(split_digests(first.removed)) == DIGESTS[:3]
     again = joined.engine.management.ping(joined.client(100), Ping(0, first.event_cursor))
-    assert again.removed == b"" and again.event_cursor == first.event_cursor
+    assert again.removed == b""
+    assert again.event_cursor == first.event_cursor
     reset(joined)
     joined.store(DIGESTS[3:4])
     joined.engine.clear(force=True)

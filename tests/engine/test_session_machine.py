@@ -19,6 +19,7 @@ from tests.engine.conftest import DIGESTS, UNIT_BYTES, open_engine
 UNITS = 8
 LOCK_CHUNKS_MAX = UNITS // 2
 TTL_S = 600.0
+LOCK_TTL_S = 300.0  # the default time to live of a promise
 SCHEDULERS = (100, 101)
 PROMPTS = [DIGESTS[:5], DIGESTS[10:14], [*DIGESTS[:2], *DIGESTS[20:23]]]
 
@@ -86,6 +87,9 @@ class SessionMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.harness.engine.evict_cycle()
+        for held in self.sessions.values():
+            if held.last_used_s <= self.clock.now_s - LOCK_TTL_S:
+                held.places = []
         limit_s = self.clock.now_s - TTL_S
         self.sessions = {key: held for key, held in self.sessions.items() if held.last_used_s > limit_s}
 

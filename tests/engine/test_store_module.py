@@ -18,10 +18,12 @@ def refusal(call, *arguments: object) -> tuple[str, str]:
 
 def test_a_committed_batch_is_found_and_closed(joined: Harness) -> None:
     reserved = joined.reserve(DIGESTS[:3])
-    assert joined.engine.stores.num_open_batches == 1 and joined.lookup(DIGESTS[:3]).num_chunks == 0
+    assert joined.engine.stores.num_open_batches == 1
+    assert joined.lookup(DIGESTS[:3]).num_chunks == 0
     committed = joined.commit(reserved)
     assert (committed.num_accepted, committed.num_refused) == (3, 0)
-    assert joined.engine.stores.num_open_batches == 0 and joined.lookup(DIGESTS[:3]).num_chunks == 3
+    assert joined.engine.stores.num_open_batches == 0
+    assert joined.lookup(DIGESTS[:3]).num_chunks == 3
 
 
 def test_what_a_commit_does_not_name_is_given_up(joined: Harness) -> None:
@@ -45,7 +47,8 @@ def test_chunks_held_or_written_by_others_are_skipped(harness: Harness) -> None:
 def test_a_batch_id_in_use_or_given_up_is_refused(joined: Harness) -> None:
     joined.reserve(DIGESTS[:1], batch_id=5)
     assert refusal(joined.reserve, DIGESTS[1:2], 5)[0] == "invalid"
-    assert joined.abort(5) == 1 and joined.abort(5) == 0
+    assert joined.abort(5) == 1
+    assert joined.abort(5) == 0
     assert refusal(joined.reserve, DIGESTS[:1], 5)[0] == "invalid"
     joined.abort(6)
     assert "given up before" in refusal(joined.reserve, DIGESTS[:1], 6)[1], "the abort overtook its reserve"
@@ -57,7 +60,8 @@ def test_a_commit_after_its_abort_is_refused(joined: Harness) -> None:
     assert joined.abort() == 2
     committed = joined.commit(reserved)
     assert (committed.num_accepted, committed.num_refused) == (0, 2)
-    assert joined.lookup(DIGESTS[:2]).num_chunks == 0 and joined.l1_report["memory_used_bytes"] == 0
+    assert joined.lookup(DIGESTS[:2]).num_chunks == 0
+    assert joined.l1_report["memory_used_bytes"] == 0
 
 
 def test_a_commit_sent_twice_is_refused_the_second_time_and_harms_nothing(joined: Harness) -> None:
@@ -72,7 +76,8 @@ def test_nobody_commits_or_aborts_for_another(harness: Harness) -> None:
         harness.worker(uid=number, engine_id=f"e{number}")
         harness.scheduler(uid=100 + number, engine_id=f"e{number}")
     reserved = harness.reserve(DIGESTS[:2], uid=1)
-    assert harness.commit(reserved, uid=2).num_accepted == 0 and harness.abort(uid=2) == 0
+    assert harness.commit(reserved, uid=2).num_accepted == 0
+    assert harness.abort(uid=2) == 0
     assert harness.commit(reserved, uid=1).num_accepted == 2
 
 

@@ -40,7 +40,9 @@ class NaiveNoop(NaiveLRU):
 
 MODELS = {"LRU": NaiveLRU, "noop": NaiveNoop}
 SLOTS = st.integers(0, 12)
-STEPS = st.lists(st.tuples(st.just("touch"), st.lists(SLOTS, max_size=6)) | st.tuples(st.just("remove"), SLOTS), max_size=40)
+STEPS = st.lists(
+    st.tuples(st.just("touch"), st.lists(SLOTS, max_size=6)) | st.tuples(st.just("remove"), SLOTS), max_size=40
+)
 
 
 def test_every_policy_has_a_model() -> None:
@@ -55,7 +57,9 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("name", policy_names())
 def test_policies_start_empty_and_bear_their_name(name: str) -> None:
     policy = make_policy(name)
-    assert policy.name == name and len(policy) == 0 and list(policy.victims()) == []
+    assert policy.name == name
+    assert len(policy) == 0
+    assert list(policy.victims()) == []
 
 
 @pytest.mark.parametrize("name", policy_names())

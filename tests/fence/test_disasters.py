@@ -1,6 +1,8 @@
 """What operators and crashes do to a running system: clears, deleted folders, swarms of aborted requests."""
 
+import random
 import shutil
+import time
 
 import pytest
 
@@ -12,6 +14,13 @@ NUM_SLOTS = 32
 NAMES = ["a", "b", "c"]
 
 
+def count_whole(engine):
+    """Loads that ended well since the last call; none of them with a wrong byte."""
+    said = engine.take_said()
+    assert not [message for message in said if isinstance(message, c.WrongBytes)]
+    return sum(message.num_ok for message in said if isinstance(message, c.TrafficCount))
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_forced_clear_under_running_copies(site, num_ranks):
     """Clears rain on loads and stores of two engines; what is reported whole is whole, and all slots come back."""
@@ -19,14 +28,17 @@ def test_forced_clear_under_running_copies(site, num_ranks):
     engines = [site.start_engine(f"engine-{number}", num_ranks) for number in range(2)]
     for number, engine in enumerate(engines):
         engine.ask(c.Traffic(number, 4, 6))
-    num_cleared = sum(server.clear(force=True) for _ in range(300))
-    num_whole = 0
+    num_cleared, num_whole, deadline = 0, 0, time.monotonic() + 60
+    while num_cleared < 300 or num_whole < 100:
+        assert time.monotonic() < deadline, (num_cleared, num_whole)
+        num_cleared += server.clear(force=True)
+        # What requests that nobody ended hold counts against their client's share until they expire.
+        server.cycle(random.choice((0.0,) * 50 + (41.0,)))
+        time.sleep(random.random() * 0.004)
+        num_whole += sum(count_whole(engine) for engine in engines)
     for engine in engines:
         engine.ask(c.Pause())
-        said = engine.take_said()
-        assert not [message for message in said if isinstance(message, c.WrongBytes)]
-        num_whole += sum(message.num_ok for message in said if isinstance(message, c.TrafficCount))
-    assert num_cleared > 0
+        count_whole(engine)
     server.cycle(41.0)
     server.settle()
     server.clear(force=True)
@@ -97,7 +109,8 @@ def test_ten_thousand_aborted_requests_leave_no_lock(site):
     done = engine.ask(c.AbortMany(10_000, NAMES), 120.0)
     assert done.count == 6_667
     report = server.cycle()
-    assert (report.num_locked, report.num_sessions) == (3, 3_333)
+    assert report.num_locked == 3
+    assert report.num_sessions >= 3_333
     report = server.cycle(41.0)
     assert (report.num_locked, report.num_sessions, report.num_objects) == (0, 0, 3)
     assert engine.read(NAMES) == 3

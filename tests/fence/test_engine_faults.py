@@ -58,7 +58,7 @@ def test_kill_after_commit_leaves_the_objects(site):
     assert other.read(NAMES) == 3
 
 
-@pytest.mark.parametrize("step", ("store.reserve", *OWNING_STEPS, "store.answered"))
+@pytest.mark.parametrize("step", ["store.reserve", *OWNING_STEPS, "store.answered"])
 def test_short_stop_of_a_writer_costs_nothing(site, step):
     server, victim, other = site.start_server(NUM_SLOTS), site.start_engine("victim"), site.start_engine("other")
     strike_store(victim, step, Action.STOP)
@@ -116,7 +116,7 @@ def test_kill_of_a_stopped_writer_frees_what_was_quarantined(site, step):
     assert (report.num_quarantined, report.used_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize("step", ("store.commit", "store.answered"))
+@pytest.mark.parametrize("step", ["store.commit", "store.answered"])
 def test_late_thread_of_a_live_engine_loses_no_slot(site, step):
     """The server is restarted while a copying thread is slow, so that a registration names its slots."""
     server, engine = site.start_server(NUM_SLOTS), site.start_engine("engine")

@@ -17,7 +17,8 @@ DIGESTS = [bytes([number]) * 32 for number in range(32)]
 def test_nothing_is_evicted_while_there_is_room(open_pool: OpenPool) -> None:
     l1 = open_pool(units=8).l1
     assert Writer(l1, KEY, RANK_0).store(DIGESTS[:8]) == 8
-    assert l1.take_removed() == [] and l1.memory_bytes() == (8 * UNIT_BYTES, 8 * UNIT_BYTES)
+    assert l1.take_removed() == []
+    assert l1.memory_bytes() == (8 * UNIT_BYTES, 8 * UNIT_BYTES)
 
 
 @pytest.mark.parametrize("num_new", range(1, 9))
@@ -70,7 +71,8 @@ def test_locked_objects_are_never_evicted(open_pool: OpenPool) -> None:
     writer = Writer(l1, KEY, RANK_0)
     writer.store(DIGESTS[:4])
     slots, blob = l1.lookup(KEY, [RANK_0], DIGESTS[:4], 4 * UNIT_BYTES)
-    assert writer.store(DIGESTS[4:8]) == 0 and l1.take_removed() == []
+    assert writer.store(DIGESTS[4:8]) == 0
+    assert l1.take_removed() == []
     l1.unlock([Place(slot, word) for slot, word, _, _ in split_places(blob)])
     assert writer.store(DIGESTS[4:5]) == 1
     assert [event.digest for event in l1.take_removed()] == [DIGESTS[3]], "unlocking goes from the tail, too"
@@ -88,13 +90,15 @@ def test_what_can_never_fit_evicts_nothing(open_pool: OpenPool) -> None:
     Writer(l1, KEY, RANK_0).store(DIGESTS[:4])
     result = l1.reserve(KEY, RANK_0, 1, DIGESTS[4:5], 5 * UNIT_BYTES)
     assert list(result.statuses) == [ReserveStatus.NO_ROOM]
-    assert l1.take_removed() == [] and result.num_evicted == 0
+    assert l1.take_removed() == []
+    assert result.num_evicted == 0
 
 
 def test_the_noop_policy_refuses_instead_of_evicting(open_pool: OpenPool) -> None:
     l1 = open_pool(units=4, policy="noop").l1
     writer = Writer(l1, KEY, RANK_0)
-    assert writer.store(DIGESTS[:4]) == 4 and writer.store(DIGESTS[4:5]) == 0
+    assert writer.store(DIGESTS[:4]) == 4
+    assert writer.store(DIGESTS[4:5]) == 0
     assert writer.holds(DIGESTS[:5]) == [True] * 4 + [False]
 
 

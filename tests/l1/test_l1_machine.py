@@ -10,7 +10,6 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass
 
-from tests.conftest import FakeClock, new_pool_folder
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,6 +25,7 @@ from lmcache.memory.names import NamesTable
 from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolFiles
 from lmcache.memory.records import RecordTable, ready_word
 from lmcache.protocol.blobs import split_places
+from tests.conftest import FakeClock, new_pool_folder
 
 NUM_UNITS = 7
 UNIT_BYTES = 4096
@@ -167,7 +167,8 @@ class L1Machine(RuleBasedStateMachine):
                     assert length == LENGTH
                     self.writes[Place(slot, word)] = Write(name, owner, self.clock.now_s + WRITE_TTL_S)
                     handle.append(Place(slot, word))
-        assert next(rows, None) is None and result.num_evicted == num_evicted
+        assert next(rows, None) is None
+        assert result.num_evicted == num_evicted
         if handle:
             self.handles.append(handle)
         return handle
@@ -264,7 +265,8 @@ class L1Machine(RuleBasedStateMachine):
                     self.recency.remove(place)
             if expected:
                 self.locks.append(expected)
-        assert places == expected and slots == [place.slot for place in expected]
+        assert places == expected
+        assert slots == [place.slot for place in expected]
         self.use(expected[::-1])
 
     @precondition(lambda self: self.locks)
@@ -302,11 +304,7 @@ class L1Machine(RuleBasedStateMachine):
     @rule(units=st.integers(0, NUM_UNITS), num_objects_max=st.integers(1, 8))
     def evict_to(self, units: int, num_objects_max: int) -> None:
         num_evicted = 0
-        while (
-            num_evicted < num_objects_max
-            and len(self.ready) + len(self.writes) > units
-            and self.recency
-        ):
+        while num_evicted < num_objects_max and len(self.ready) + len(self.writes) > units and self.recency:
             num_evicted += self.evict(self.recency[0])
         assert self.l1.evict_to(units * UNIT_BYTES, num_objects_max) == num_evicted
 
@@ -337,7 +335,8 @@ class L1Machine(RuleBasedStateMachine):
         self.l1.check_integrity()
         report = self.l1.report()
         hidden = sum(write.name is None for write in self.writes.values())
-        assert report["quarantined_count"] == hidden and report["quarantined_bytes"] == hidden * LENGTH
+        assert report["quarantined_count"] == hidden
+        assert report["quarantined_bytes"] == hidden * LENGTH
         assert report["write_locked_count"] == len(self.writes) - hidden
         assert report["read_locked_count"] == sum(found.locks > 0 for found in self.ready.values())
         assert self.l1.memory_bytes() == ((len(self.ready) + len(self.writes)) * UNIT_BYTES, NUM_UNITS * UNIT_BYTES)

@@ -89,7 +89,8 @@ def test_writes_wait_for_their_owner_over_a_restart(open_pool: OpenPool) -> None
     places = Writer(pool.l1, KEY, RANK, uid=7).reserve(DIGESTS[:4])
     pool.close(keep=True)
     again = open_pool(units=4)
-    assert again.recovery == RecoveryReport(0, 4, 0) and again.l1.pending_owners() == {7}
+    assert again.recovery == RecoveryReport(0, 4, 0)
+    assert again.l1.pending_owners() == {7}
     assert Writer(again.l1, KEY, RANK, uid=8).reserve(DIGESTS[:1]) == [], "their bytes are not handed out"
     assert again.l1.commit(7, places[:1]) == [], "a write hidden meanwhile is freed, not made findable"
     assert again.l1.abort(7, places[1:2]) == 1
@@ -117,7 +118,8 @@ def test_an_index_full_of_noise_yields_no_object_and_stops_nobody(open_pool: Ope
         file.seek(PAGE_BYTES)
         file.write(bytes(range(1, 256)) * 30)
     again = open_pool()
-    assert again.recovery.num_ready == again.recovery.num_quarantined == 0 and again.recovery.num_dropped > 50
+    assert again.recovery.num_ready == again.recovery.num_quarantined == 0
+    assert again.recovery.num_dropped > 50
     assert Writer(again.l1, KEY, RANK).store(DIGESTS[:8]) == 8
     again.l1.check_integrity()
 
@@ -127,4 +129,5 @@ def test_another_geometry_starts_empty(open_pool: OpenPool) -> None:
     Writer(pool.l1, KEY, RANK).store(DIGESTS[:8])
     pool.close(keep=True)
     again = open_pool(units=8)
-    assert again.recovery == RecoveryReport(0, 0, 0) and again.l1.memory_bytes() == (0, 8 * UNIT_BYTES)
+    assert again.recovery == RecoveryReport(0, 0, 0)
+    assert again.l1.memory_bytes() == (0, 8 * UNIT_BYTES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import signal
 
 import pytest
 
@@ -46,7 +45,8 @@ def holder(folder: pathlib.Path, start_child):
 
 def test_a_lock_of_another_process_shows_and_cannot_be_had(folder: pathlib.Path, holder) -> None:
     path = lock_path(folder, UID)
-    assert is_locked(path) is True and not is_client_dead(folder, UID)
+    assert is_locked(path) is True
+    assert not is_client_dead(folder, UID)
     with pytest.raises(BlockingIOError, match="another process"):
         FileLock(path)
     with pytest.raises(PoolError, match="cannot lock the client file"):
@@ -62,9 +62,10 @@ def test_a_released_lock_can_be_had(folder: pathlib.Path, holder) -> None:
 
 
 def test_a_stopped_process_keeps_its_lock(folder: pathlib.Path, holder) -> None:
-    holder.signal(signal.SIGSTOP)
-    assert is_locked(lock_path(folder, UID)) is True and not is_client_dead(folder, UID)
-    holder.signal(signal.SIGCONT)
+    holder.stop()
+    assert is_locked(lock_path(folder, UID)) is True
+    assert not is_client_dead(folder, UID)
+    holder.resume()
     assert not is_client_dead(folder, UID)
 
 
@@ -76,7 +77,7 @@ def test_a_killed_process_is_proven_dead(folder: pathlib.Path, holder) -> None:
 
 
 def test_a_process_killed_while_stopped_is_proven_dead(folder: pathlib.Path, holder) -> None:
-    holder.signal(signal.SIGSTOP)
+    holder.stop()
     holder.kill()
     assert is_client_dead(folder, UID)
 

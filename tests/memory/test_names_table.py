@@ -137,7 +137,8 @@ def test_a_file_of_many_dead_names_is_written_anew(path: pathlib.Path) -> None:
     for number in range(40):
         table.release(table.acquire(NameKind.SALT, number.to_bytes(2, "big") * 30_000))
         sizes.append(path.stat().st_size)
-    assert sizes[0] < sizes[1] and max(sizes) <= 1 << 20, "40 such names would be 2.3 MiB"
+    assert sizes[0] < sizes[1]
+    assert max(sizes) <= 1 << 20, "40 such names would be 2.3 MiB"
     table.close()
     again = NamesTable(path)
     assert again.acquire_id(kept, NameKind.MODEL) == b"kept"
@@ -155,7 +156,8 @@ def test_a_name_too_long_is_refused_and_leaves_nothing(path: pathlib.Path) -> No
     table = NamesTable(path)
     with pytest.raises(ValueError, match="65535"):
         table.acquire(NameKind.MODEL, bytes(65536))
-    assert len(table) == 0 and path.stat().st_size == 0
+    assert len(table) == 0
+    assert path.stat().st_size == 0
     table.close()
 
 

@@ -62,9 +62,11 @@ def test_modes(pool_folder: pathlib.Path, access: PoolAccess, folder_mode: int, 
 def test_a_restart_adopts_the_files_but_not_the_nonce(pool_folder: pathlib.Path) -> None:
     first = open_and_close(pool_folder)
     second = open_and_close(pool_folder)
-    assert not first.is_adopted and second.is_adopted
+    assert not first.is_adopted
+    assert second.is_adopted
     assert (second.pool_id, second.inode) == (first.pool_id, first.inode)
-    assert second.nonce != first.nonce and (pool_folder / "nonce").read_bytes() == second.nonce
+    assert second.nonce != first.nonce
+    assert (pool_folder / "nonce").read_bytes() == second.nonce
 
 
 def test_another_geometry_is_another_file_and_the_old_one_keeps_its_bytes(pool_folder: pathlib.Path) -> None:
@@ -75,10 +77,14 @@ def test_another_geometry_is_another_file_and_the_old_one_keeps_its_bytes(pool_f
         reader[:4] = b"kept"
         first.close(keep=True)
         second = PoolFiles(pool_folder, LARGE)
-        assert not second.is_adopted and second.pool_id != first.pool_id and second.inode != first.inode
+        assert not second.is_adopted
+        assert second.pool_id != first.pool_id
+        assert second.inode != first.inode
         for old, size in ((file, SMALL.pool_bytes), (old_index, SMALL.index_bytes)):
-            assert os.fstat(old.fileno()).st_size == size and os.fstat(old.fileno()).st_nlink == 0
-        assert reader[:4] == b"kept" and reader[-1] == 0
+            assert os.fstat(old.fileno()).st_size == size
+            assert os.fstat(old.fileno()).st_nlink == 0
+        assert reader[:4] == b"kept"
+        assert reader[-1] == 0
         reader.close()
     assert (pool_folder / "pool").stat().st_size == LARGE.pool_bytes
     second.close(keep=False)
@@ -93,7 +99,8 @@ def test_files_that_are_not_whole_are_made_anew(pool_folder: pathlib.Path, name:
     (pool_folder / name).write_bytes(content[:-PAGE_BYTES])
     (pool_folder / "names").write_bytes(b"of the old pool")
     second = open_and_close(pool_folder)
-    assert not second.is_adopted and second.pool_id != first.pool_id
+    assert not second.is_adopted
+    assert second.pool_id != first.pool_id
     assert not (pool_folder / "names").exists()
 
 
@@ -114,10 +121,12 @@ def test_a_pool_has_one_owner(pool_folder: pathlib.Path, start_child) -> None:
     for geometry in (SMALL, LARGE):
         with pytest.raises(PoolInUseError, match="held by another lmcache server"):
             PoolFiles(pool_folder, geometry)
-    assert read_geometry(pool_folder) == (SMALL, pool_id) and (pool_folder / "index").stat().st_ino == inode
+    assert read_geometry(pool_folder) == (SMALL, pool_id)
+    assert (pool_folder / "index").stat().st_ino == inode
     owner.kill()
     heir = open_and_close(pool_folder)
-    assert heir.is_adopted and heir.pool_id == pool_id
+    assert heir.is_adopted
+    assert heir.pool_id == pool_id
 
 
 def remove_pool(folder: pathlib.Path) -> None:
@@ -144,7 +153,8 @@ def test_files_removed_by_someone_else_are_noticed(pool_folder: pathlib.Path, re
 
 def test_populate_takes_pages_and_tells_how_far_it_came(pool_folder: pathlib.Path) -> None:
     files = PoolFiles(pool_folder, SMALL)
-    assert populated_bytes(files.index) == 0 and os.fstat(files.pool_descriptor).st_blocks == 0
+    assert populated_bytes(files.index) == 0
+    assert os.fstat(files.pool_descriptor).st_blocks == 0
     files.populate(0, 4 * PAGE_BYTES)
     assert populated_bytes(files.index) == os.fstat(files.pool_descriptor).st_blocks * 512 == 4 * PAGE_BYTES
     files.close(keep=False)
@@ -175,6 +185,7 @@ def test_an_index_in_use_is_not_closed_silently(pool_folder: pathlib.Path) -> No
 
 def test_geometry_rounds_up_to_pages_and_has_a_least_number_of_records() -> None:
     geometry = Geometry.for_pool(PAGE_BYTES + 1)
-    assert geometry.pool_bytes == 2 * PAGE_BYTES and geometry.num_records == 1024
+    assert geometry.pool_bytes == 2 * PAGE_BYTES
+    assert geometry.num_records == 1024
     assert geometry.index_bytes % PAGE_BYTES == 0
     assert Geometry.for_pool(1 << 30).num_records == (1 << 30) // (32 * 1024)

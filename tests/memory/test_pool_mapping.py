@@ -30,7 +30,8 @@ def declined_text(folder: pathlib.Path, pool_id: bytes, inode: int) -> str:
 
 def test_both_sides_see_the_same_bytes(files: PoolFiles) -> None:
     mapping = PoolMapping(files.folder, files.pool_id, files.inode)
-    assert mapping.geometry == GEOMETRY and len(mapping.bytes) == GEOMETRY.pool_bytes
+    assert mapping.geometry == GEOMETRY
+    assert len(mapping.bytes) == GEOMETRY.pool_bytes
     mapping.bytes[-3:] = [1, 2, 3]
     with (files.folder / "pool").open("rb") as pool:
         pool.seek(-3, 2)
@@ -48,7 +49,8 @@ def test_another_pool_is_declined_with_the_remedy(files: PoolFiles) -> None:
 
 def test_an_absent_folder_is_declined_with_the_remedy(tmp_path: pathlib.Path) -> None:
     text = declined_text(tmp_path / "absent", bytes(16), 1)
-    assert "cannot open its index" in text and "--ipc=host" in text
+    assert "cannot open its index" in text
+    assert "--ipc=host" in text
     with pytest.raises(DeclinedError, match="cannot read its nonce"):
         read_nonce(tmp_path / "absent")
 
@@ -64,7 +66,8 @@ def test_the_nonce_is_what_the_server_wrote(files: PoolFiles) -> None:
 
 def test_ranges_outside_the_pool_are_not_contained(files: PoolFiles) -> None:
     mapping = PoolMapping(files.folder, files.pool_id, files.inode)
-    assert mapping.contains(0, GEOMETRY.pool_bytes) and mapping.contains(GEOMETRY.pool_bytes - 1, 1)
+    assert mapping.contains(0, GEOMETRY.pool_bytes)
+    assert mapping.contains(GEOMETRY.pool_bytes - 1, 1)
     for offset, length in ((-1, 2), (0, 0), (0, -1), (GEOMETRY.pool_bytes, 1), (1, GEOMETRY.pool_bytes)):
         assert not mapping.contains(offset, length)
     mapping.close()

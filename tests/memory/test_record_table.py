@@ -23,7 +23,7 @@ from lmcache.protocol.blobs import split_places
 
 START = 4096
 NUM_RECORDS = 8
-PAYLOAD_AND_CHECKSUM = [*range(0, 80), *range(112, 120)]
+PAYLOAD_AND_CHECKSUM = [*range(80), *range(112, 120)]
 ADVICE_AND_PADDING = list(range(80, 112))
 
 
@@ -69,10 +69,12 @@ def test_a_record_is_read_as_it_was_written(written: SlotRecord) -> None:
     index = Index()
     word = index.table.reserve(3, written)
     assert index.table.read(3) == written
-    assert index.table.digest(3) == written.digest and index.table.owner_uid(3) == written.owner_uid
+    assert index.table.digest(3) == written.digest
+    assert index.table.owner_uid(3) == written.owner_uid
     assert split_places(index.table.places([3])) == [(3, word, written.offset, written.length)]
     scanned = index.table.scan()
-    assert scanned.broken == [] and scanned.slots.tolist() == [3]
+    assert scanned.broken == []
+    assert scanned.slots.tolist() == [3]
     columns = (scanned.model_ids, scanned.salt_ids, scanned.kv_ranks, scanned.group_ids, scanned.root_ids)
     assert [int(column[0]) for column in columns] == [
         written.model_id, written.salt_id, written.kv_rank, written.group_id, written.root_id,
@@ -84,7 +86,9 @@ def test_a_slot_word_joins_generation_and_state() -> None:
     word = make_slot_word(5, SlotState.WRITING)
     assert word == 5 << 3 | 1
     assert state_of(word) is SlotState.WRITING
-    assert ready_word(word) == make_slot_word(5, SlotState.READY) == ready_word(make_slot_word(5, SlotState.QUARANTINED))
+    assert (
+        ready_word(word) == make_slot_word(5, SlotState.READY) == ready_word(make_slot_word(5, SlotState.QUARANTINED))
+    )
 
 
 def test_the_states_of_one_life_share_a_generation_and_the_next_life_gets_another(index: Index) -> None:
@@ -113,7 +117,8 @@ def test_a_reservation_never_gets_a_word_that_was_there_before(steps: list[tuple
 def test_a_reader_sees_that_its_slot_is_no_longer_its_own(index: Index, end: SlotState) -> None:
     word = ready_word(index.table.reserve(0, record()))
     index.table.set_state(0, SlotState.READY)
-    assert index.reader.holds(0, word) and index.reader.has_digest(0, record().digest)
+    assert index.reader.holds(0, word)
+    assert index.reader.has_digest(0, record().digest)
     index.table.set_state(0, end)
     assert not index.reader.holds(0, word)
     index.table.set_state(0, SlotState.FREE)

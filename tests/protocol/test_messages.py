@@ -60,7 +60,8 @@ def test_every_request_survives_the_wire(kind, data: st.DataObject, number: int,
     message = data.draw(messages([kind]))
     frame = encode_frame(number, boot_id, uid, message)
     assert decode_header(frame) == Header(number, boot_id, uid)
-    assert decode_request(frame) == message and type(decode_request(frame)) is kind
+    assert decode_request(frame) == message
+    assert type(decode_request(frame)) is kind
 
 
 @pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.__name__)
@@ -68,7 +69,8 @@ def test_every_request_survives_the_wire(kind, data: st.DataObject, number: int,
 def test_every_reply_survives_the_wire(kind, data: st.DataObject) -> None:
     message = data.draw(messages([kind]))
     frame = encode_frame(1, 2, 3, message)
-    assert decode_reply(frame) == message and type(decode_reply(frame)) is kind
+    assert decode_reply(frame) == message
+    assert type(decode_reply(frame)) is kind
 
 
 def decode_whole(frame: bytes) -> None:
@@ -90,7 +92,9 @@ def test_a_truncated_frame_is_a_protocol_error(message: msgspec.Struct, cut: int
 
 
 @given(message=messages(REQUESTS), data=st.data())
-def test_a_frame_with_changed_bytes_is_a_message_or_a_protocol_error(message: msgspec.Struct, data: st.DataObject) -> None:
+def test_a_frame_with_changed_bytes_is_a_message_or_a_protocol_error(
+    message: msgspec.Struct, data: st.DataObject
+) -> None:
     frame = bytearray(encode_frame(1, 2, 3, message))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
@@ -142,7 +146,8 @@ def test_places_survive_packing(places: list[tuple[int, int, int, int]]) -> None
 
 @pytest.mark.parametrize(("split", "size"), [(split_digests, 32), (split_places, 32), (split_slots, 16)])
 def test_blobs_that_are_cut_short_are_refused(split, size: int) -> None:
-    assert split(b"") == [] and len(split(bytes(3 * size))) == 3
+    assert split(b"") == []
+    assert len(split(bytes(3 * size))) == 3
     for length in (1, size - 1, size + 1):
         with pytest.raises(ProtocolError, match=f"{size} bytes each"):
             split(bytes(length))

@@ -96,9 +96,7 @@ def test_an_owner_inside_an_aggregate_counts(write_module: WriteModule) -> None:
         HTTPAPIRegistry(_PACKAGE)
 
 
-def test_module_without_router_is_said_and_skipped(
-    write_module: WriteModule, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_module_without_router_is_said_and_skipped(write_module: WriteModule, caplog: pytest.LogCaptureFixture) -> None:
     write_module("empty_api", "router = 'not a router'")
     with caplog.at_level(logging.WARNING):
         assert HTTPAPIRegistry(_PACKAGE).paths() == set()

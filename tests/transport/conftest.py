@@ -55,7 +55,8 @@ def server(start_module_child: StartChild) -> Iterator[Server]:
     running = Server.start(start_module_child, str(folder))
     yield running
     running.child.write_line()
-    assert running.child.read_line() == "stopped" and running.child.wait() == 0
+    assert running.child.read_line() == "stopped"
+    assert running.child.wait() == 0
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -86,8 +87,21 @@ def context(no_descriptor_leak: None) -> Iterator[zmq.Context[zmq.Socket[bytes]]
 
 
 @pytest.fixture
-def raw(context: zmq.Context[zmq.Socket[bytes]], server: Server) -> RawSocket:
-    return RawSocket(context, server.url)
+def open_raw(context: zmq.Context[zmq.Socket[bytes]], server: Server) -> Iterator[Callable[[], RawSocket]]:
+    sockets: list[RawSocket] = []
+
+    def open_one() -> RawSocket:
+        sockets.append(RawSocket(context, server.url))
+        return sockets[-1]
+
+    yield open_one
+    for raw in sockets:
+        raw.close()
+
+
+@pytest.fixture
+def raw(open_raw: Callable[[], RawSocket]) -> RawSocket:
+    return open_raw()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 
 import pytest
-import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +24,14 @@ one_socket = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 
 def assert_still_serves(raw: RawSocket) -> None:
     number, reply = raw.ask(HELLO)
-    assert number == 5 and isinstance(reply, m.Welcome)
+    assert number == 5
+    assert isinstance(reply, m.Welcome)
 
 
 def assert_failure(answer: tuple[int, m.Reply], number: int, code: m.ErrorCode) -> str:
-    assert answer[0] == number and isinstance(answer[1], m.Failure) and answer[1].code == code
+    assert answer[0] == number
+    assert isinstance(answer[1], m.Failure)
+    assert answer[1].code == code
     return answer[1].text
 
 
@@ -82,7 +84,8 @@ def test_an_empty_frame_is_a_bad_frame(raw: RawSocket) -> None:
 
 def test_another_version_is_told_both_versions(raw: RawSocket) -> None:
     text = assert_failure(raw.ask(HELLO[:2] + struct.pack("<H", 77) + HELLO[4:]), 0, m.ErrorCode.BAD_VERSION)
-    assert "version 77" in text and "install the same lmcache release" in text
+    assert "version 77" in text
+    assert "install the same lmcache release" in text
     assert_still_serves(raw)
 
 
@@ -91,16 +94,14 @@ def test_another_program_is_told_so(raw: RawSocket) -> None:
     assert "is another program using this port?" in text
 
 
-def test_a_frame_beyond_the_bound_costs_its_sender_the_connection_only(
-    raw: RawSocket, context: zmq.Context[zmq.Socket[bytes]], server: Server
-) -> None:
-    assert_still_serves(raw)
-    sender = RawSocket(context, server.url)
+def test_a_frame_beyond_the_bound_costs_its_sender_the_connection_only(open_raw: Callable[[], RawSocket]) -> None:
+    sender, other = open_raw(), open_raw()
     assert_still_serves(sender)
+    assert_still_serves(other)
     sender.socket.send(HELLO + bytes(FRAME_BYTES_MAX))
     assert not sender.socket.poll(200)
-    assert_still_serves(raw)
-    assert_still_serves(RawSocket(context, server.url))
+    assert_still_serves(other)
+    assert_still_serves(open_raw())
 
 
 def test_the_largest_frame_is_answered(raw: RawSocket) -> None:
@@ -119,7 +120,8 @@ def test_random_tcp_bytes_do_not_stop_the_server(raw: RawSocket, server: Server)
 
 NEED_A_CLIENT = [
     m.Unregister(), m.Lookup("r", "", b""), m.Hint("r", "", b""), m.Release("r"), m.EndSession("r"),
-    m.ResetEngine(b"e"), m.Reserve(1, b"", "", b""), m.Commit(1, b""), m.AbortBatch(1), m.ChecksumResult(1, []), m.Clear(),
+    m.ResetEngine(b"e"), m.Reserve(1, b"", "", b""), m.Commit(1, b""), m.AbortBatch(1),
+    m.ChecksumResult(1, []), m.Clear(),
 ]  # fmt: skip
 
 

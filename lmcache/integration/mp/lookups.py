@@ -27,6 +27,10 @@ class Promise:
     chunks: tuple[tuple[PromisedChunk, ...], ...]
 
 
+# Once per boot, for a server that answered our control thread a moment ago: else the first
+# prompts after every join would be misses.
+_CONNECT_S = 0.1
+
 NOTHING = Promise(0, b"", ())
 
 
@@ -41,9 +45,7 @@ class _Asked:
 class LookupClient:
     """Not thread-safe."""
 
-    def __init__(
-        self, membership: Membership, deadline_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, membership: Membership, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._membership = membership
         self._deadline_s = deadline_s
         self._clock = clock
@@ -88,20 +90,25 @@ class LookupClient:
         self._post_to_boot(promise.boot_id, m.Release(request_id, num_chunks))
 
     def end(self, request_id: str, boot_id: int) -> None:
-        """The request is over: everything promised to it may go."""
-        self._asked.pop(request_id, None)
-        self._post_to_boot(boot_id, m.EndSession(request_id))
-
-    def cancel(self, request_id: str) -> None:
-        """Stop waiting for an answer; what it may still promise is given back."""
+        """The request is over: everything promised to it may go, and so may an answer under way."""
         asked = self._asked.pop(request_id, None)
         if asked is not None:
             if self._connection is not None and self._boot_id == asked.joined.boot_id:
                 self._connection.forget(asked.number)
-            self._post_to_boot(asked.joined.boot_id, m.EndSession(request_id))
+            boot_id = asked.joined.boot_id
+        if boot_id:
+            self._post_to_boot(boot_id, m.EndSession(request_id))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop waiting for an answer; what it may still promise is given back."""
+        if request_id in self._asked:
+            self.end(request_id, 0)
 
     def reset(self, epoch: bytes, timeout_s: float) -> bool:
         """Tell the server, and wait for its word, that nothing written before is this engine's KV."""
+        # An answer under way would promise it still.
+        for request_id in list(self._asked):
+            self.cancel(request_id)
         joined = self._membership.current
         if joined is None:
             return False
@@ -123,7 +130,8 @@ class LookupClient:
             return None
         try:
             message = m.Lookup(request_id, cache_salt, b"".join(digests))
-            number = self._connected(joined).send(message, joined.boot_id, 0.0)
+            wait_s = 0.0 if self._boot_id == joined.boot_id else _CONNECT_S
+            number = self._connected(joined).send(message, joined.boot_id, wait_s)
         except ServerUnavailableError:
             return None
         asked = _Asked(number, joined, digests, self._clock() + self._deadline_s)
@@ -155,7 +163,7 @@ class LookupClient:
         self._connected(joined).post(message, joined.boot_id)
 
     def _connected(self, joined: Joined) -> Connection:
-        """The connection to this boot. Its first use may find it not connected yet: then nothing is promised."""
+        """The connection to this boot."""
         if self._connection is None or self._boot_id != joined.boot_id:
             self.close()
             self._asked = {}

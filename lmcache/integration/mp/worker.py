@@ -189,7 +189,9 @@ class TransferWorker:
         if place.length != self._chunk_bytes or not mapping.contains(place.offset, place.length):
             return "its place does not fit this engine"
         self._steps.reached("load.check")
-        if not mapping.slots.holds(place.slot, place.slot_word) or not mapping.slots.has_digest(place.slot, place.digest):
+        if not mapping.slots.holds(place.slot, place.slot_word) or not mapping.slots.has_digest(
+            place.slot, place.digest
+        ):
             return "it was evicted or cleared"
         slot = mapping.bytes[place.offset : place.offset + place.length]
         self._steps.reached("load.copy")
@@ -223,7 +225,9 @@ class TransferWorker:
         with self._work:
             self._pending_store_bytes -= len(job.digests) * self._chunk_bytes
         num_bytes = len(stored) * self._chunk_bytes
-        self._finished_stores.append(StoreResult(job.job_id, outcome, tuple(stored), num_bytes, self._clock() - begun_s))
+        self._finished_stores.append(
+            StoreResult(job.job_id, outcome, tuple(stored), num_bytes, self._clock() - begun_s)
+        )
 
     def _store_batch(
         self, link: _Link, job: StoreJob, digests: tuple[bytes, ...], block_ids: tuple[tuple[int, ...], ...]

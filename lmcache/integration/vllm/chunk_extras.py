@@ -42,6 +42,7 @@ class AdapterDigests:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._known: dict[tuple[str, str], tuple[_Signature, str]] = {}
+        self._replaced: set[tuple[str, str]] = set()
 
     def digest(self, name: str, path: str) -> str:
         folder = find_local(path, None, None)
@@ -49,22 +50,28 @@ class AdapterDigests:
             signature = _signature(folder)
             with self._mutex:
                 known = self._known.get((name, path))
-            if known is not None and known[0] == signature:
+                is_replaced = (name, path) in self._replaced
+            if known is not None and known[0] == signature and not is_replaced:
                 return known[1]
             digest = _content_digest(folder, signature)
             if _signature(folder) != signature:
                 raise DeclinedError(f"LoRA {name!r} is being written in {folder}")
         except OSError as error:
             raise DeclinedError(f"LoRA {name!r} cannot be read ({error})") from error
+        self._remember(name, path, signature, digest)
+        return digest
+
+    def _remember(self, name: str, path: str, signature: _Signature, digest: str) -> None:
         with self._mutex:
-            first = self._known.setdefault((name, path), (signature, digest))
-            if first[1] != digest:
+            _, first = self._known.setdefault((name, path), (signature, digest))
+            if first != digest:
+                self._replaced.add((name, path))
+            if (name, path) in self._replaced:
                 raise DeclinedError(
-                    f"LoRA {name!r} was replaced in {folder} while in use: restart the engine, or load it "
+                    f"LoRA {name!r} was replaced in {path} while in use: restart the engine, or load it "
                     f"under another name or path, to have it cached again"
                 )
             self._known[name, path] = (signature, digest)
-        return digest
 
 
 _PROCESS_ADAPTERS = AdapterDigests()

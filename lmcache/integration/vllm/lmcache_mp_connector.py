@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-from lmcache.errors import ConfigError, DeclinedError
+from lmcache.errors import ConfigError, DeclinedError, LMCacheError
 from lmcache.integration.vllm.kv_events import EventLog
 from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
 from lmcache.integration.vllm.metadata import MPConnectorMetadata
@@ -72,7 +72,12 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         else:
             self._worker = self._make_worker(vllm_config)
 
-    def _make_scheduler(self, vllm_config: VllmConfig) -> LMCacheMPSchedulerAdapter:
+    def _make_scheduler(self, vllm_config: VllmConfig) -> LMCacheMPSchedulerAdapter | None:
+        try:
+            facts = model_facts(vllm_config, self._config.model_version or None)
+        except LMCacheError as error:
+            logger.warning("lmcache declines to cache for this engine: %s", error)
+            return None
         self._choose_recompute()
         transfer = vllm_config.kv_transfer_config
         is_mla = mla_enabled(vllm_config.model_config)
@@ -84,7 +89,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
             transfer.engine_id,
             ParallelStrategy.of(vllm_config, is_mla, 0),
             vllm_config.cache_config.block_size,
-            lambda: model_facts(vllm_config, self._config.model_version or None),
+            facts,
             can_load=transfer.is_kv_consumer,
             can_save=transfer.is_kv_producer,
             wants_events=wants_events,

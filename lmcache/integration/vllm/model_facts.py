@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MODEL_FIELDS = (
     "model",
+    "revision",
     "code_revision",
     "trust_remote_code",
     "dtype",

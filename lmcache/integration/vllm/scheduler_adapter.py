@@ -51,7 +51,7 @@ class LMCacheMPSchedulerAdapter:
         engine_id: str,
         parallel: ParallelStrategy,
         block_size: int,
-        make_facts: Callable[[], dict[str, object]],
+        facts: dict[str, object],
         can_load: bool,
         can_save: bool,
         wants_events: bool = False,
@@ -62,16 +62,17 @@ class LMCacheMPSchedulerAdapter:
         self._engine_id = engine_id
         self._parallel = parallel
         self._block_size = block_size
-        self._make_facts = make_facts
+        # Taken once, now: files that change later are not the weights this engine has loaded.
+        self._facts = json.dumps(facts, sort_keys=True).encode()
         self._can_load = can_load
         self._can_save = can_save
         self._wants_events = wants_events
         self._clock = clock
         self._epoch = b""
-        self._facts: bytes = b""
         self._trackers: dict[str, RequestTracker] = {}
         self._unsaved: dict[str, Request] = {}
         self._new_loads: list[LoadJob] = []
+        self._loading: set[str] = set()
         self._described: dict[int, _Described] = {}
         self._said: set[str] = set()
         self.saves = SaveLedger(parallel.world_size, config.held_blocks_fraction)
@@ -101,8 +102,6 @@ class LMCacheMPSchedulerAdapter:
                 f"lmcache.mp.hash_algorithm is {self._config.hash_algorithm}, the server hashes with "
                 f"{welcome.hash_algorithm}: set both alike"
             )
-        if not self._facts:
-            self._facts = json.dumps(self._make_facts(), sort_keys=True).encode()
         return m.RegisterScheduler(
             self._engine_id, self._model_name, self._parallel.world_size, self._facts, nonce,
             self._epoch, self._wants_events, self._config.token,
@@ -135,6 +134,9 @@ class LMCacheMPSchedulerAdapter:
         joined = self._current()
         if tracker is None or joined is None or tracker.has_failed or not self._can_load:
             return 0, False
+        if tracker.load_state is LoadState.PENDING:
+            # Preempted while a synchronous load is not confirmed: its blocks are gone, its outcome is still to come.
+            return None, False
         tracker.local_tokens = num_computed_tokens
         if not self._rehash(tracker, request, joined):
             return 0, False
@@ -168,6 +170,7 @@ class LMCacheMPSchedulerAdapter:
 
     def _take_promise(self, tracker: RequestTracker, promise: Any) -> None:
         tracker.promise = promise
+        tracker.session_boot_id = promise.boot_id or tracker.session_boot_id
         tracker.promised_at_s = self._clock()
         tracker.num_asked_chunks = len(tracker.chain.digests) if tracker.chain is not None else 0
         tracker.num_known_chunks = max(tracker.num_known_chunks, len(promise.chunks))
@@ -229,6 +232,7 @@ class LMCacheMPSchedulerAdapter:
         chunks = self._load_chunks(tracker, block_ids, num_external_tokens)
         self._lookups.release(request.request_id, tracker.promise, tracker.last_chunk_needed)
         tracker.load_state = LoadState.PENDING
+        self._loading.add(request.request_id)
         tracker.loaded_tokens = num_external_tokens
         self._new_loads.append(LoadJob(request.request_id, tracker.promise.pool_id, chunks))
 
@@ -265,7 +269,10 @@ class LMCacheMPSchedulerAdapter:
         meta = MPConnectorMetadata(loads=self._new_loads)
         self._new_loads = []
         joined = self._current()
-        if self._unsaved and joined is not None and self.saves.is_bound:
+        # What is computed on top of a synchronous load is worth nothing until every rank has
+        # confirmed that load, also for requests that share its blocks: save in a later step.
+        is_unsure = self._config.load_mode == "sync" and bool(self._loading)
+        if self._unsaved and joined is not None and self.saves.is_bound and not is_unsure:
             for new in output.scheduled_new_reqs:
                 self._save(output, new.req_id, new.num_computed_tokens, joined, meta)
             cached = output.scheduled_cached_reqs
@@ -366,6 +373,7 @@ class LMCacheMPSchedulerAdapter:
         if tracker is None:
             return
         tracker.load_state, tracker.num_ranks_loaded = LoadState.NONE, 0
+        self._loading.discard(request_id)
         if has_failed:
             tracker.has_failed = True
             # What was held may be gone: let it be stored again as it is computed.
@@ -373,10 +381,9 @@ class LMCacheMPSchedulerAdapter:
             self.stats.add("failed_loads")
         else:
             self.stats.add("loaded_tokens", tracker.loaded_tokens)
-        boot_id = tracker.promise.boot_id
         self._drop_promise(tracker)
         if tracker.is_finished:
-            self._end(tracker, boot_id)
+            self._end(tracker)
 
     # The end
 
@@ -389,7 +396,7 @@ class LMCacheMPSchedulerAdapter:
         if tracker.load_state is LoadState.PENDING:
             tracker.is_finished = True
         else:
-            self._end(tracker, tracker.promise.boot_id)
+            self._end(tracker)
         return answer
 
     def _token_stats(self, tracker: RequestTracker, request: Request) -> dict[str, Any] | None:
@@ -403,12 +410,9 @@ class LMCacheMPSchedulerAdapter:
             "num_lmcache_extra_cached_tokens": tracker.loaded_tokens,
         }
 
-    def _end(self, tracker: RequestTracker, boot_id: int) -> None:
+    def _end(self, tracker: RequestTracker) -> None:
         self._trackers.pop(tracker.request_id, None)
-        if boot_id:
-            self._lookups.end(tracker.request_id, boot_id)
-        else:
-            self._lookups.cancel(tracker.request_id)
+        self._lookups.end(tracker.request_id, tracker.session_boot_id)
 
     def reset_cache(self, timeout_s: float) -> bool:
         """The engine's state changed: nothing stored so far is its KV any more. False if a server
@@ -417,6 +421,9 @@ class LMCacheMPSchedulerAdapter:
         self._epoch = secrets.token_bytes(16)
         is_told = self._lookups.reset(self._epoch, timeout_s) if was_joined else True
         self.membership.refresh()
+        # What running requests have computed belongs to the old state: none of it may be saved
+        # under the new root, not even the chunks that become whole later.
+        self._unsaved.clear()
         for tracker in self._trackers.values():
             if tracker.load_state is LoadState.NONE:
                 self._drop_promise(tracker)

@@ -23,6 +23,7 @@ class RequestTracker:
     root: the root `chain` starts from; another root means that all digests are void.
     local_tokens: tokens vLLM had by itself when it last asked.
     num_asked_chunks: leading chunks the current promise was asked for.
+    session_boot_id: the server that knows of this request, whatever it holds for it now; 0: none.
     num_known_chunks: leading chunks that need no store: held at lookup, or handed to a store.
     has_failed: a load failed once; nothing is promised to this request again.
     last_chunk_needed: how many leading chunks the load under way reads.
@@ -36,6 +37,7 @@ class RequestTracker:
     chain: PrefixChain | None = None
     promise: Promise = NOTHING
     promised_at_s: float = 0.0
+    session_boot_id: int = 0
     num_asked_chunks: int = 0
     local_tokens: int = 0
     loaded_tokens: int = 0
