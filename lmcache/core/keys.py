@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from lmcache.errors import KeyFormatError
 
 CACHE_SALT_CHARS_MAX = 128
+MODEL_NAME_CHARS_MAX = 4096
 _SALT_FORBIDDEN = ("@", "/", "\\", "\0")
 _MODEL_FORBIDDEN = "@"
 _RANK_MAX = 0xFF
 
 
 def check_model_name(model_name: str) -> str:
+    if not 0 < len(model_name) <= MODEL_NAME_CHARS_MAX:
+        raise KeyFormatError(f"model_name must have 1 to {MODEL_NAME_CHARS_MAX} characters (got {len(model_name)})")
     if _MODEL_FORBIDDEN in model_name:
         raise KeyFormatError(f"model_name must not contain '@' (got {model_name!r})")
     return model_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmcache.core.keys import check_cache_salt
 from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.registry import Client, ClientRegistry, Engine
-from lmcache.engine.sessions import SessionTable
+from lmcache.engine.sessions import Prompt, SessionTable
 from lmcache.errors import RequestRefusedError
 from lmcache.l1.manager import L1Manager, Place
 from lmcache.l1.namespace import NamespaceKey
@@ -48,6 +48,7 @@ class LookupModule:
         slots, places = l1.lookup(key, rank_groups, digests, budget)
         self._steps.reached("lookup.locked")
         if session is not None:
+            session.prompt = Prompt(key, rank_groups, digests)
             old = session.locked
             rows = split_places(places)
             locked = [Place(slot, word) for slot, word, _, _ in rows]

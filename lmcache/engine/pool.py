@@ -47,13 +47,12 @@ class Pool:
         self, config: PoolConfig, clock: Callable[[], float] = time.monotonic, steps: StepObserver = NO_STEPS
     ) -> None:
         self.config = config
+        policy = make_policy(config.eviction_policy)
         self.files = PoolFiles(config.folder, config.geometry, config.access)
         self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records, steps)
         self._names = NamesTable(config.folder / "names", config.access.file_mode)
         slots = SlotTable(self._records, Allocator())
-        self.l1 = L1Manager(
-            L1State(slots, self._names, make_policy(config.eviction_policy)), config.write_ttl_s, clock, steps
-        )
+        self.l1 = L1Manager(L1State(slots, self._names, policy), config.write_ttl_s, clock, steps)
         self.recovery: RecoveryReport = self.l1.recover()
         self.populate_error = ""
         self._stopping = threading.Event()

@@ -10,14 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lmcache.l1.manager import L1Manager, Place
+from lmcache.l1.namespace import NamespaceKey, RankGroup
 
 SessionKey = tuple[int, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """All whole chunks of a request, held or not."""
+
+    key: NamespaceKey
+    rank_groups: list[RankGroup]
+    digests: list[bytes]
+
+
 @dataclass(slots=True)
 class Session:
-    """`locked` are places chunk-major, `num_ranks` of them per chunk."""
+    """`locked` are places chunk-major, `num_ranks` of them per chunk; `prompt` is what was last asked for."""
 
+    prompt: Prompt | None = None
     locked: list[Place] = field(default_factory=list)
     num_ranks: int = 1
     locked_bytes: int = 0
@@ -75,9 +86,16 @@ class SessionTable:
         return len(given_back)
 
     def end(self, l1: L1Manager, client_uid: int, request_id: str) -> bool:
-        """Give back all locks and forget the session. False if there was none."""
+        """Give back all locks and forget the session. False if there was none.
+
+        Its chunks count as used now, tail first: what was stored after the lookup must not
+        outlive the head it hangs on.
+        """
         self.release(l1, client_uid, request_id, 0)
-        return self._sessions.pop((client_uid, request_id), None) is not None
+        session = self._sessions.pop((client_uid, request_id), None)
+        if session is not None and session.prompt is not None:
+            l1.touch(session.prompt.key, session.prompt.rank_groups, session.prompt.digests)
+        return session is not None
 
     def end_client(self, l1: L1Manager, client_uid: int) -> int:
         """End every session of a client that is gone."""

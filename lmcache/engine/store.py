@@ -63,7 +63,9 @@ class StoreModule:
         length = client.layout.chunk_bytes(self._chunk_size)
         result = l1.reserve(key, rank_group, client.uid, digests, length)
         places = l1.places(result.slots)
-        batches.open[batch_id] = [Place(slot, word) for slot, word, _, _ in split_places(places)]
+        if result.slots:
+            # A batch that was granted nothing is over: its worker has nothing to commit.
+            batches.open[batch_id] = [Place(slot, word) for slot, word, _, _ in split_places(places)]
         self._steps.reached("store.reserved")
         self._count(client.model_name, result.statuses)
         return Reserved(bytes(result.statuses), places)

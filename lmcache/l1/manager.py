@@ -245,6 +245,13 @@ class L1Manager:
             self._state.touch(reversed(slots))
             return slots, self._state.slots.records.places(slots) if slots else b""
 
+    def touch(self, key: NamespaceKey, rank_groups: list[RankGroup], digests: list[bytes]) -> None:
+        """Those of these chunks that are here were used, the first of them last of all."""
+        with self._mutex:
+            namespace = self._state.namespaces.get(key)
+            if namespace is not None:
+                self._state.touch(reversed(namespace.held_slots(rank_groups, digests)))
+
     def _lockable(self, slots: list[int], num_ranks: int, lock_bytes_max: int) -> list[int]:
         if not slots:
             return slots

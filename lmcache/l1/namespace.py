@@ -53,6 +53,11 @@ class Namespace:
             slots.extend(row)
         return slots
 
+    def held_slots(self, rank_groups: list[RankGroup], digests: list[bytes]) -> list[int]:
+        """Ready slots of any of `digests`, chunk-major."""
+        finders = [self.ready.get(rank_group, {}).get for rank_group in rank_groups]
+        return [slot for digest in digests for find in finders if (slot := find(digest)) is not None]
+
     def siblings(self, digest: bytes) -> list[int]:
         """Ready slots of one chunk, over all ranks and groups."""
         return [slot for table in self.ready.values() if (slot := table.get(digest)) is not None]

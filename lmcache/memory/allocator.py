@@ -42,6 +42,8 @@ class Allocator:
 
     def allocate(self, length: int) -> int | None:
         """Offset of the smallest free extent that holds `length` bytes; None if there is none."""
+        if length <= 0:
+            raise IntegrityError(f"an allocation has at least one byte (got {length})")
         length = self.rounded(length)
         position = self._free.bisect_left((length, 0))
         if position == len(self._free):

@@ -30,7 +30,11 @@ _decode_reply: Callable[[memoryview], Reply] = msgspec.msgpack.Decoder(Reply).de
 
 
 class BadVersionError(ProtocolError):
-    """The other side speaks another version of the protocol."""
+    """The other side speaks another version of the protocol. `number`: which request of its that was."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ def decode_header(frame: bytes) -> Header:
     if version != PROTOCOL_VERSION:
         raise BadVersionError(
             f"protocol version {version} here meets version {PROTOCOL_VERSION}: "
-            f"install the same lmcache release in the engine and on the server"
+            f"install the same lmcache release in the engine and on the server",
+            number,
         )
     return Header(number, boot_id, client_uid)
 

@@ -54,6 +54,7 @@ class Dispatcher:
             number = header.number
             reply = self._answer(peer, header, decode_request(frame))
         except BadVersionError as error:
+            number = error.number  # the header's place for it is the same in every version
             reply = self._failure(m.ErrorCode.BAD_VERSION, str(error))
         except ProtocolError as error:
             reply = self._failure(m.ErrorCode.BAD_MESSAGE if number else m.ErrorCode.BAD_FRAME, str(error))

@@ -144,6 +144,7 @@ class LMCacheMPSchedulerAdapter:
             promise = self._lookups.lookup(
                 request.request_id, tracker.cache_salt, tracker.chain.digests, self._config.lookup_wait_s  # type: ignore[union-attr]
             )  # fmt: skip
+            tracker.session_boot_id = joined.boot_id
             if promise is None:
                 return None, False
             self._take_promise(tracker, promise)
@@ -170,7 +171,6 @@ class LMCacheMPSchedulerAdapter:
 
     def _take_promise(self, tracker: RequestTracker, promise: Any) -> None:
         tracker.promise = promise
-        tracker.session_boot_id = promise.boot_id or tracker.session_boot_id
         tracker.promised_at_s = self._clock()
         tracker.num_asked_chunks = len(tracker.chain.digests) if tracker.chain is not None else 0
         tracker.num_known_chunks = max(tracker.num_known_chunks, len(promise.chunks))
