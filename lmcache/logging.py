@@ -19,15 +19,14 @@ class _OwnHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic f
             super().emit(record)
 
 
-def set_up_logging(level: str, *names: str) -> None:
-    """`lmcache` and the other loggers in `names` write to stderr from `level` on."""
-    for name in (ROOT_NAME, *names):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        if not any(isinstance(handler, _OwnHandler) for handler in logger.handlers):
-            handler = _OwnHandler()
-            handler.setFormatter(logging.Formatter(_FORMAT))
-            logger.addHandler(handler)
+def set_up_logging(level: str, name: str = ROOT_NAME) -> None:
+    """The loggers at and below `name` write to stderr from `level` on."""
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    if not any(isinstance(handler, _OwnHandler) for handler in logger.handlers):
+        handler = _OwnHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT))
+        logger.addHandler(handler)
 
 
 def init_logger(name: str) -> logging.Logger:

@@ -36,7 +36,8 @@ class RunningServer:
     ) -> None:
         self.folder = folder
         self.http_port = free_port()
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
+        # Written and read through descriptors of their own: they must not share a position.
+        self._stderr = tempfile.NamedTemporaryFile("a")  # noqa: SIM115  # closed with the process
         name = folder.name.removeprefix("lmcache-")
         arguments = ["--http-port", str(self.http_port), "--shm-name", name, *flags]
         if "--port" not in flags:
@@ -76,8 +77,14 @@ class RunningServer:
         raise AssertionError(f"no 200 from {path}: {self.errors()}")
 
     def errors(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read()
+        """What it wrote to stderr so far."""
+        return pathlib.Path(self._stderr.name).read_text()
+
+    def wait_for_error(self, text: str) -> None:
+        deadline = time.monotonic() + _UP_S
+        while text not in self.errors():
+            assert time.monotonic() < deadline, f"never said {text!r}: {self.errors()}"
+            time.sleep(0.01)
 
     def write_line(self) -> None:
         assert self.process.stdin is not None

@@ -128,8 +128,7 @@ def test_stop_during_a_slow_start_waits_and_a_second_signal_forces_it(
     server = start_server(command=["-c", _SLOW_START])
     server.wait_until_listening()
     server.process.send_signal(signal.SIGTERM)
-    while "stopping" not in server.errors():
-        assert server.process.poll() is None
+    server.wait_for_error("stopping")
     assert server.stop() == 1
     assert "forced to stop" in server.errors()
 
@@ -149,8 +148,8 @@ def test_engine_that_fails_for_an_unknown_reason_stays_503_and_is_logged(start_s
     server = start_server(command=["-c", _BROKEN_START])
     server.wait_until_listening()
     server.write_line()
-    while "surprise" not in server.errors():
-        assert server.http.get("/healthcheck").status_code == 503
+    server.wait_for_error("surprise")
+    assert server.http.get("/healthcheck").status_code == 503
     assert server.http.get("/").status_code == 200
     assert server.stop() == 0
 

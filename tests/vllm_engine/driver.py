@@ -13,7 +13,7 @@ BLOCK, CHUNK, VOCABULARY = 128, 256, 2000
 _salt_numbers = itertools.count()
 
 
-def prompt_of(length: int, seed: int, shared: list[int] | None = None) -> list[int]:
+def prompt_of(length: int, seed: object, shared: list[int] | None = None) -> list[int]:
     """`length` random tokens, beginning with `shared`."""
     tokens = random.Random(f"{length} {seed}")
     begin = list(shared or ())
@@ -38,7 +38,7 @@ class Driver:
 
     def store(self, prompt: list[int], salt: str = "", max_tokens: int = 1) -> Output:
         """Compute and save a prompt, and make vLLM forget it."""
-        output = self.one(prompt, salt, max_tokens)
+        output = self.one(prompt, salt, max_tokens=max_tokens)
         self.process.settle()
         self.process.forget()
         return output
@@ -72,6 +72,18 @@ class Driver:
             state["num_blocks"] - 1, 0, 0,
         ), state  # fmt: skip
         self.server.wait_until_idle()
+
+
+def held(length: int) -> int:
+    """Tokens of whole chunks in a prompt of so many."""
+    return length // CHUNK * CHUNK
+
+
+def close(one: Output, other: Output) -> bool:
+    """The first token's distribution but for rounding, where KV was computed in other company."""
+    first, second = one.logprobs[0], other.logprobs[0]
+    common = first.keys() & second.keys()
+    return len(common) >= 2 and all(abs(first[token] - second[token]) < 0.1 for token in common)
 
 
 def same(one: Output, other: Output) -> bool:
