@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from benchmarks.common import Row, median, print_rows
 from lmcache.engine.pool import Pool, PoolConfig
-from lmcache.l1.manager import Place
+from lmcache.l1.manager import LockBudget, Place
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol.blobs import split_places
@@ -80,7 +80,7 @@ def _store(pool: Pool, digests: list[bytes]) -> None:
 
 def _lookup(pool: Pool, digests: list[bytes], number: int) -> None:
     start = number * 7919 % (len(digests) - LOOKUP_CHUNKS)
-    slots, places = pool.l1.lookup(KEY, [RANK], digests[start : start + LOOKUP_CHUNKS], 1 << 40)
+    slots, places = pool.l1.lookup(KEY, [RANK], digests[start : start + LOOKUP_CHUNKS], LockBudget(1 << 40))
     if len(slots) != LOOKUP_CHUNKS:
         raise RuntimeError(f"{len(slots)} of {LOOKUP_CHUNKS} chunks were found")
     pool.l1.unlock([Place(slot, word) for slot, word, _, _ in split_places(places)])

@@ -89,8 +89,10 @@ class MPCacheServer:
     def evict_cycle(self) -> dict[str, object]:
         """One cycle of the eviction loop: hide late writes, delete behind resets, follow the watermark."""
         with self.mutex:
-            l1 = self.pool.l1
             self.metrics.l1_eviction_loop_ticks.add(1)
+            if self.pool.is_closed:
+                return {"waiting": "for room to make the pool anew"}
+            l1 = self.pool.l1
             expired = l1.quarantine_expired()
             self.metrics.writes_expired.add(expired)
             deleted = self.management.delete_dying_roots(self.pool)
@@ -114,7 +116,7 @@ class MPCacheServer:
     def reap_cycle(self) -> dict[str, object]:
         """One cycle of the reaper: dead and silent clients, and a pool that vanished."""
         with self.mutex:
-            if self.pool.files.is_lost():
+            if self.pool.is_closed or self.pool.files.is_lost():
                 self._reopen_pool()
             return self.management.reap(self.pool)
 

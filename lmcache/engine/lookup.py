@@ -7,7 +7,7 @@ from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.registry import Client, ClientRegistry, Engine
 from lmcache.engine.sessions import Prompt, SessionTable
 from lmcache.errors import RequestRefusedError
-from lmcache.l1.manager import L1Manager, Place
+from lmcache.l1.manager import L1Manager, LockBudget, Place
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.protocol.blobs import split_digests, split_places
 from lmcache.protocol.messages import ErrorCode, Found
@@ -44,17 +44,15 @@ class LookupModule:
         session = self._sessions.open(client.uid, request_id) if lock else None
         budget = None
         if session is not None:
-            budget = self._lock_bytes_max - self._sessions.locked_bytes(client.uid) + session.locked_bytes
+            left = self._lock_bytes_max - self._sessions.locked_bytes(client.uid)
+            budget = LockBudget(left, lambda place: self._sessions.holds(client.uid, place))
         slots, places = l1.lookup(key, rank_groups, digests, budget)
         self._steps.reached("lookup.locked")
         if session is not None:
             session.prompt = Prompt(key, rank_groups, digests)
             old = session.locked
-            rows = split_places(places)
-            locked = [Place(slot, word) for slot, word, _, _ in rows]
-            self._sessions.set_locked(
-                client.uid, session, locked, len(rank_groups), sum(length for _, _, _, length in rows)
-            )
+            locked = [Place(slot, word, length) for slot, word, _, length in split_places(places)]
+            self._sessions.set_locked(client.uid, session, locked, len(rank_groups))
             l1.unlock(old)
             self._count(client.model_name, salt, len(digests), len(slots) // len(rank_groups), len(slots))
         self._steps.reached("lookup.promised")

@@ -55,6 +55,7 @@ class Pool:
         self.l1 = L1Manager(L1State(slots, self._names, policy), config.write_ttl_s, clock, steps)
         self.recovery: RecoveryReport = self.l1.recover()
         self.populate_error = ""
+        self.is_closed = False
         self._stopping = threading.Event()
         self._populator = threading.Thread(target=self._populate, name="lmcache-l1-populate", daemon=True)
         self._populator.start()
@@ -83,7 +84,10 @@ class Pool:
         self._populator.join(timeout_s)
 
     def close(self, keep: bool | None = None) -> None:
-        """Let go of the pool; it is removed unless kept. Nobody may use `l1` afterwards."""
+        """Let go of the pool; it is removed unless kept. Nobody may use `l1` afterwards. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
         self._stopping.set()
         self._populator.join()
         self._names.close()

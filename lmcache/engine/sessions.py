@@ -31,8 +31,31 @@ class Session:
     prompt: Prompt | None = None
     locked: list[Place] = field(default_factory=list)
     num_ranks: int = 1
-    locked_bytes: int = 0
     last_used_s: float = 0.0
+
+
+class _HeldPlaces:
+    """How many sessions of one client hold each place, and the bytes of all of them."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Place, int] = {}
+        self.num_bytes = 0
+
+    def add(self, places: list[Place]) -> None:
+        for place in places:
+            count = self.counts.get(place, 0)
+            self.counts[place] = count + 1
+            if not count:
+                self.num_bytes += place.length
+
+    def remove(self, places: list[Place]) -> None:
+        for place in places:
+            count = self.counts[place] - 1
+            if count:
+                self.counts[place] = count
+            else:
+                del self.counts[place]
+                self.num_bytes -= place.length
 
 
 class SessionTable:
@@ -44,13 +67,19 @@ class SessionTable:
         self._ttl_s = ttl_s
         self._lock_ttl_s = ttl_s if lock_ttl_s is None else min(lock_ttl_s, ttl_s)
         self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._locked_bytes: dict[int, int] = {}
+        self._held: dict[int, _HeldPlaces] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def locked_bytes(self, client_uid: int) -> int:
-        return self._locked_bytes.get(client_uid, 0)
+        """Bytes of the distinct places a client holds: a prefix shared by its requests counts once."""
+        held = self._held.get(client_uid)
+        return held.num_bytes if held is not None else 0
+
+    def holds(self, client_uid: int, place: Place) -> bool:
+        held = self._held.get(client_uid)
+        return held is not None and place in held.counts
 
     def open(self, client_uid: int, request_id: str) -> Session:
         """The session of a request, made if there is none; counts as its use."""
@@ -62,14 +91,14 @@ class SessionTable:
         self._sessions.move_to_end(key)
         return session
 
-    def set_locked(self, client_uid: int, session: Session, locked: list[Place], num_ranks: int, num_bytes: int) -> None:
+    def set_locked(self, client_uid: int, session: Session, locked: list[Place], num_ranks: int) -> None:
         """What the session holds now; the caller has locked and unlocked accordingly."""
-        total = self._locked_bytes.get(client_uid, 0) + num_bytes - session.locked_bytes
-        if total:
-            self._locked_bytes[client_uid] = total
-        else:
-            self._locked_bytes.pop(client_uid, None)
-        session.locked, session.num_ranks, session.locked_bytes = locked, num_ranks, num_bytes
+        held = self._held.setdefault(client_uid, _HeldPlaces())
+        held.add(locked)
+        held.remove(session.locked)
+        if not held.counts:
+            del self._held[client_uid]
+        session.locked, session.num_ranks = locked, num_ranks
 
     def release(self, l1: L1Manager, client_uid: int, request_id: str, num_chunks: int) -> int:
         """Keep the locks of the first `num_chunks` chunks; returns how many places were given back."""
@@ -80,9 +109,7 @@ class SessionTable:
         given_back = session.locked[kept:]
         if given_back:
             l1.unlock(given_back)
-            left = session.locked[:kept]
-            num_bytes = session.locked_bytes * len(left) // len(session.locked)
-            self.set_locked(client_uid, session, left, session.num_ranks, num_bytes)
+            self.set_locked(client_uid, session, session.locked[:kept], session.num_ranks)
         return len(given_back)
 
     def end(self, l1: L1Manager, client_uid: int, request_id: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
+from typing import NamedTuple
 
 from lmcache.errors import IntegrityError
 from lmcache.l1.namespace import Namespace, NamespaceKey, RankGroup
@@ -29,12 +30,20 @@ class ReserveStatus(IntEnum):
     NO_ROOM = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A slot and the slot word it had when it was promised."""
+class Place(NamedTuple):
+    """A slot and the slot word it had when it was promised; `length` in bytes where it matters."""
 
     slot: int
     slot_word: int
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LockBudget:
+    """Bytes that may still be locked; places that are held already cost nothing."""
+
+    num_bytes: int
+    is_held: Callable[[Place], bool] = lambda place: False
 
 
 @dataclass(slots=True)
@@ -228,18 +237,18 @@ class L1Manager:
     # Reading
 
     def lookup(
-        self, key: NamespaceKey, rank_groups: list[RankGroup], digests: list[bytes], lock_bytes_max: int | None
+        self, key: NamespaceKey, rank_groups: list[RankGroup], digests: list[bytes], budget: LockBudget | None
     ) -> tuple[list[int], bytes]:
         """Slots of the longest prefix that all ranks hold, chunk-major, and their places.
 
-        With `lock_bytes_max`, takes one read lock on each, as far as that many bytes reach
-        (whole chunks); without, only counts as a use.
+        With a budget, takes one read lock on each, as far as it reaches (whole chunks);
+        without, only counts as a use.
         """
         with self._mutex:
             namespace = self._state.namespaces.get(key)
             slots = namespace.prefix_slots(rank_groups, digests) if namespace is not None else []
-            if lock_bytes_max is not None:
-                slots = self._lockable(slots, len(rank_groups), lock_bytes_max)
+            if budget is not None:
+                slots = self._lockable(slots, len(rank_groups), budget)
                 for slot in slots:
                     self._lock(slot)
             self._state.touch(reversed(slots))
@@ -252,11 +261,23 @@ class L1Manager:
             if namespace is not None:
                 self._state.touch(reversed(namespace.held_slots(rank_groups, digests)))
 
-    def _lockable(self, slots: list[int], num_ranks: int, lock_bytes_max: int) -> list[int]:
+    def _lockable(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
+        """As many whole chunks as the budget pays for."""
+        records, left = self._state.slots.records, budget.num_bytes
         if not slots:
             return slots
-        chunk_bytes = sum(self._state.slots.records.extent(slot)[1] for slot in slots[:num_ranks])
-        return slots[: lock_bytes_max // chunk_bytes * num_ranks]
+        # All chunks of a prompt are alike: where even all of them as new are paid for, look no closer.
+        chunk_bytes = sum(records.extent(slot)[1] for slot in slots[:num_ranks])
+        if len(slots) // num_ranks * chunk_bytes <= left:
+            return slots
+        for start in range(0, len(slots), num_ranks):
+            for slot in slots[start : start + num_ranks]:
+                length = records.extent(slot)[1]
+                if not budget.is_held(Place(slot, records.slot_word(slot), length)):
+                    left -= length
+            if left < 0:
+                return slots[:start]
+        return slots
 
     def _lock(self, slot: int) -> None:
         counts = self._state.lock_counts

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _GRACE_S = 3
 _TOKEN_CHARACTERS_MIN = 16
+# Whoever stops a whole process group may well tell this process twice.
+_SAME_SIGNAL_S = 1.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -103,7 +105,7 @@ class ServerProcess:
         self._metrics = MetricRegistry()
         self._threads = PeriodicThreadRegistry()
         self._opener = EngineOpener(self._open_server, self._opened, self._ask_to_stop)
-        self._num_signals = 0
+        self._first_signal_s: float | None = None
         app = make_app(config.by_name(), endpoints, self._opener)
         self._http = _SignalFreeServer(
             uvicorn.Config(
@@ -129,12 +131,13 @@ class ServerProcess:
         await self._http.serve(sockets=[self._listener])
 
     def _on_signal(self) -> None:
-        """The first asks for a clean stop, the second does not wait for it."""
-        self._num_signals += 1
-        if self._num_signals == 1:
-            logger.info("stopping; a second signal forces it")
+        """The first asks for a clean stop; one that follows later does not wait for it."""
+        now_s = asyncio.get_running_loop().time()
+        if self._first_signal_s is None:
+            self._first_signal_s = now_s
+            logger.info("stopping; another signal forces it")
             self._ask_to_stop()
-        else:
+        elif now_s - self._first_signal_s > _SAME_SIGNAL_S:
             print("lmcache server: forced to stop; the pool is left for the next start", file=sys.stderr, flush=True)
             os._exit(1)
 

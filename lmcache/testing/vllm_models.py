@@ -116,7 +116,7 @@ def write_model(folder: pathlib.Path, config: dict[str, Any]) -> pathlib.Path:
 
 
 def has_weights(config: dict[str, Any]) -> bool:
-    return config["architectures"] == ["LlamaForCausalLM"]
+    return bool(config["architectures"] == ["LlamaForCausalLM"])
 
 
 def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int) -> None:

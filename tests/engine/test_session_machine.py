@@ -51,16 +51,27 @@ class SessionMachine(RuleBasedStateMachine):
         """Both engines have one root, so both schedulers find it. It evicts what nobody holds."""
         self.harness.store(prompt)
 
-    def held_by(self, uid: int) -> int:
-        return sum(len(held.places) for (owner, _), held in self.sessions.items() if owner == uid)
+    def held_by(self, uid: int) -> set[tuple[int, int]]:
+        """Distinct places: a prefix that two requests share counts once."""
+        return {place for (owner, _), held in self.sessions.items() if owner == uid for place in held.places}
+
+    def affordable(self, uid: int, prefix: list[tuple[int, int]]) -> int:
+        """Leading places of a prefix that the client's budget pays for; those it holds already are free."""
+        held = self.held_by(uid)
+        left = LOCK_CHUNKS_MAX - len(held)
+        for number, place in enumerate(prefix):
+            left -= place not in held
+            if left < 0:
+                return number
+        return len(prefix)
 
     @rule(uid=CLIENT, request=REQUEST, prompt=PROMPT)
     def lookup(self, uid: int, request: str, prompt: list[bytes]) -> None:
         hint = self.harness.lookup(prompt, request, uid, lock=False)
         held = self.sessions.setdefault((uid, request), Held())
-        budget = LOCK_CHUNKS_MAX - self.held_by(uid) + len(held.places)
+        affordable = self.affordable(uid, [(slot, word) for slot, word, _, _ in split_places(hint.places)])
         found = self.harness.lookup(prompt, request, uid)
-        assert found.num_chunks == min(hint.num_chunks, budget)
+        assert found.num_chunks == affordable
         held.places = [(slot, word) for slot, word, _, _ in split_places(found.places)]
         held.last_used_s = self.clock.now_s
         assert len(held.places) == found.num_chunks
@@ -103,7 +114,7 @@ class SessionMachine(RuleBasedStateMachine):
         engine.pool.l1.check_integrity()
         assert len(engine.sessions) == len(self.sessions)
         for uid in SCHEDULERS:
-            assert engine.sessions.locked_bytes(uid) == self.held_by(uid) * UNIT_BYTES <= UNITS * UNIT_BYTES // 2
+            assert engine.sessions.locked_bytes(uid) == len(self.held_by(uid)) * UNIT_BYTES <= UNITS * UNIT_BYTES // 2
         counts = Counter(place for held in self.sessions.values() for place in held.places)
         places = [split_places(engine.pool.l1.places([slot]))[0][:2] for slot, _ in counts]
         alive = [held == now for held, now in zip(counts, places, strict=True)]

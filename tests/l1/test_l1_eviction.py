@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmcache.l1.manager import Place, ReserveStatus
+from lmcache.l1.manager import LockBudget, Place, ReserveStatus
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.protocol.blobs import split_places
 from tests.l1.conftest import UNIT_BYTES, OpenPool, Writer
@@ -70,7 +70,7 @@ def test_locked_objects_are_never_evicted(open_pool: OpenPool) -> None:
     l1 = open_pool(units=4).l1
     writer = Writer(l1, KEY, RANK_0)
     writer.store(DIGESTS[:4])
-    slots, blob = l1.lookup(KEY, [RANK_0], DIGESTS[:4], 4 * UNIT_BYTES)
+    slots, blob = l1.lookup(KEY, [RANK_0], DIGESTS[:4], LockBudget(4 * UNIT_BYTES))
     assert writer.store(DIGESTS[4:8]) == 0
     assert l1.take_removed() == []
     l1.unlock([Place(slot, word) for slot, word, _, _ in split_places(blob)])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lmcache.eviction import make_policy
-from lmcache.l1.manager import L1Manager, Place, ReserveStatus
+from lmcache.l1.manager import LockBudget, L1Manager, Place, ReserveStatus
 from lmcache.l1.namespace import NamespaceKey, RankGroup
 from lmcache.l1.recovery import RecoveryReport
 from lmcache.l1.slots import SlotTable
@@ -254,7 +254,7 @@ class L1Machine(RuleBasedStateMachine):
     def lookup(self, key: NamespaceKey, num_ranks: int, digests: list[bytes], chunks_max: int | None) -> None:
         ranks = RANKS[:num_ranks]
         lock_bytes_max = None if chunks_max is None else chunks_max * num_ranks * LENGTH + LENGTH // 2
-        slots, blob = self.l1.lookup(key, ranks, digests, lock_bytes_max)
+        slots, blob = self.l1.lookup(key, ranks, digests, None if lock_bytes_max is None else LockBudget(lock_bytes_max))
         places = [Place(slot, word) for slot, word, _, _ in split_places(blob)]
         expected = self.prefix(key, ranks, digests)
         if chunks_max is not None:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -129,6 +130,9 @@ def test_stop_during_a_slow_start_waits_and_a_second_signal_forces_it(
     server.wait_until_listening()
     server.process.send_signal(signal.SIGTERM)
     server.wait_for_error("stopping")
+    server.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(1.2)
     assert server.stop() == 1
     assert "forced to stop" in server.errors()
 

@@ -154,12 +154,14 @@ class Membership:
                 self._join()
             return self._stay()
         except (DeclinedError, RequestRefusedError) as error:
-            is_routine = isinstance(error, RequestRefusedError) and error.code == m.ErrorCode.UNREGISTERED
+            code = error.code if isinstance(error, RequestRefusedError) else ""
+            is_routine = code == m.ErrorCode.UNREGISTERED
             self._forget()
             if is_routine:
                 return 0.0
             self._say(logging.WARNING, f"lmcache declines to cache: {error}")
-            return _DECLINED_RETRY_S
+            # A server that restarted between our hello and our registration has another nonce by now.
+            return _RETRY_S if code == m.ErrorCode.FORBIDDEN else _DECLINED_RETRY_S
         except ServerUnavailableError as error:
             self._forget()
             self._say(logging.WARNING, f"no lmcache server at {self.config.url}, serving on without cache ({error})")

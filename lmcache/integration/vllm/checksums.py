@@ -36,4 +36,4 @@ def _bytes_of(layer: torch.Tensor, block_ids: list[int], block_axis: int) -> byt
         taken = taken.float()
     if taken.dtype.itemsize == 1:
         taken = taken.view(torch.uint8)
-    return taken.contiguous().numpy().tobytes()
+    return bytes(taken.contiguous().numpy().tobytes())

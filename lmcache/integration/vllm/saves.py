@@ -47,7 +47,7 @@ class SaveLedger:
 
     def has_room(self, num_blocks: int) -> bool:
         """Whether so many more blocks may be kept from vLLM."""
-        return self._num_held + num_blocks <= self._held_fraction * self._pool.num_gpu_blocks
+        return bool(self._num_held + num_blocks <= self._held_fraction * self._pool.num_gpu_blocks)
 
     def open(self, request_id: str, block_ids: Iterable[int]) -> int:
         """Hold these blocks; returns the id of the save."""

@@ -217,7 +217,7 @@ class LMCacheMPSchedulerAdapter:
         return bool(tracker.chain.digests)
 
     def _hashable_tokens(self, request: Request) -> int:
-        return request.num_tokens if self._config.save_decode_cache else max(request.num_prompt_tokens, 0)
+        return int(request.num_tokens if self._config.save_decode_cache else max(request.num_prompt_tokens, 0))
 
     # Allocation and loads
 

@@ -32,7 +32,7 @@ class MPConnectorStats(KVConnectorStats):
             self.data[name] = self.data.get(name, 0) + amount
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, float] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         for name, amount in other.data.items():
