@@ -56,6 +56,29 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
     sys.stdout.flush()
 
 
+@contextlib.contextmanager
+def children_kept_quiet() -> Iterator[None]:
+    """What our children print goes to a file, and is shown if something breaks. Our own output goes on."""
+    sys.stdout.flush()
+    own = [os.dup(1), os.dup(2)]
+    stdout, sys.stdout = sys.stdout, os.fdopen(own[0], "w", closefd=False)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            log.seek(0)
+            os.write(own[1], log.read())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stdout = stdout
+            for number, descriptor in enumerate(own, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
 def interrupt_once() -> None:
     """The first SIGINT or SIGTERM raises KeyboardInterrupt; no other one disturbs what cleans up then."""
 
@@ -178,14 +201,20 @@ class SyntheticEngine:
             member.stop()
 
 
-def join_engine(port: int, bytes_per_token: int, num_tokens: int, num_threads: int = 1) -> SyntheticEngine:
-    """32 layers of KV pages with room for twice `num_tokens`, joined to the server on `port`."""
-    layers = 32
-    page = bytes_per_token * BLOCK_TOKENS // layers
-    num_blocks = 2 * num_tokens // BLOCK_TOKENS
+def join_engine(
+    port: int,
+    bytes_per_token: int,
+    num_tokens: int,
+    num_threads: int = 1,
+    layers: int = 32,
+    block_tokens: int = BLOCK_TOKENS,
+) -> SyntheticEngine:
+    """Layers of KV pages with room for twice `num_tokens`, joined to the server on `port`."""
+    page = bytes_per_token * block_tokens // layers
+    num_blocks = 2 * num_tokens // block_tokens
     pages = np.ones((layers, num_blocks, page), dtype=np.uint8)
-    group = KernelGroup(tuple(f"layer.{i}" for i in range(layers)), page, "bfloat16", (num_blocks, 8, 16, 256))
-    layout = KVLayout(BLOCK_TOKENS, num_blocks, (group,), "LBHNC", "synthetic")
+    group = KernelGroup(tuple(f"layer.{i}" for i in range(layers)), page, "bfloat16", (num_blocks, 1, block_tokens, page // block_tokens))
+    layout = KVLayout(block_tokens, num_blocks, (group,), "LBHNC", "synthetic")
     ledger, engine_id = WriteLedger(), secrets.token_hex(8)
     config = MembershipConfig(f"tcp://127.0.0.1:{port}")
 
@@ -204,7 +233,7 @@ def join_engine(port: int, bytes_per_token: int, num_tokens: int, num_threads: i
     if joined is None or worker_member.wait_until_joined(10) is None:
         raise RuntimeError("the synthetic engine could not join the server")
     transfer = TransferWorker(
-        TransferConfig(0, CHUNK_TOKENS // BLOCK_TOKENS, num_threads=num_threads),
+        TransferConfig(0, CHUNK_TOKENS // block_tokens, num_threads=num_threads),
         CpuCopier([pages]),
         worker_member,
         ledger,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.common import RunningServer, free_port, interrupt_once, start_server
+from benchmarks.common import RunningServer, children_kept_quiet, free_port, interrupt_once, start_server
 from lmcache.testing.vllm_engine import SMALL_LLAMA, EngineProcess, EngineSpec, mp_connector
 
 _POOL_GIB = 0.5
@@ -109,29 +109,6 @@ def table(answers: Sequence[Answer], num_tokens: int) -> str:
         took = f"{answer.ttft_s * 1000:.0f} ms"
         lines.append(f"{answer.when:<30}{answer.num_cached_tokens:>15}{took:>20}{times:>10}")
     return "\n".join(line.rstrip() for line in lines)
-
-
-@contextlib.contextmanager
-def children_kept_quiet() -> Iterator[None]:
-    """What our children print goes to a file, and is shown if something breaks. Our own output goes on."""
-    sys.stdout.flush()
-    own = [os.dup(1), os.dup(2)]
-    stdout, sys.stdout = sys.stdout, os.fdopen(own[0], "w", closefd=False)
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            log.seek(0)
-            os.write(own[1], log.read())
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stdout = stdout
-            for number, descriptor in enumerate(own, 1):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
 
 
 def run(num_tokens: int, model: dict[str, Any]) -> list[Answer]:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 
 from benchmarks.common import CHUNK_TOKENS, Row, SyntheticEngine, join_engine, median, print_rows, server
 from lmcache.core.hashing import PrefixChain, chunk_digests, make_algorithm
 from lmcache.integration.mp.jobs import StoreJob
 
+SIZES = (8192, 131072)
 ROUNDS = 200
+# Objects as small as they get: only their number counts here.
+BYTES_PER_TOKEN = 2048
 
 
-def main() -> None:
-    with server(2.0) as running:
-        engine = join_engine(running.port, 2048, 2048)
+def main(sizes: Sequence[int] = SIZES, rounds: int = ROUNDS) -> list[Row]:
+    """The first size is held against a time, the others against a hash pass over their tokens."""
+    room_bytes = 2 * sum(sizes) * BYTES_PER_TOKEN
+    with server(max(0.125, room_bytes / (1 << 30))) as running:
+        engine = join_engine(running.port, BYTES_PER_TOKEN, 2048)
         try:
-            rows = [*_rows(engine, 8192, ROUNDS), *_rows(engine, 131072, ROUNDS // 4)]
+            rows = [row for size in sizes for row in _rows(engine, size, rounds, size == sizes[0])]
         finally:
             engine.close()
     print_rows("locking lookup, token list to answer, p50", rows)
+    return rows
 
 
-def _rows(engine: SyntheticEngine, num_tokens: int, rounds: int) -> list[Row]:
+def _rows(engine: SyntheticEngine, num_tokens: int, rounds: int, is_first: bool) -> list[Row]:
     tokens = [random.randrange(1 << 17) for _ in range(num_tokens)]
     algorithm = make_algorithm("blake3")
     _store(engine, chunk_digests(algorithm, engine.root, tokens, CHUNK_TOKENS))
@@ -34,7 +41,7 @@ def _rows(engine: SyntheticEngine, num_tokens: int, rounds: int) -> list[Row]:
         lookups.append(_lookup(engine, tokens, f"lookup-{num_tokens}-{number}"))
     hash_ms, lookup_ms = median(passes) * 1000, median(lookups) * 1000
     name = f"{num_tokens // 1024}K tokens"
-    if num_tokens == 8192:
+    if is_first:
         return [Row(name, f"{lookup_ms:.2f} ms (hash pass {hash_ms:.2f})", "<= 0.7 ms", lookup_ms <= 0.7)]
     ratio = median([took / one for took, one in zip(lookups, passes, strict=True)])
     return [Row(name, f"{lookup_ms:.2f} ms = {ratio:.2f} hash passes", "<= 3 hash passes", ratio <= 3)]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable
 
-from benchmarks.common import Row, median, print_rows
+from benchmarks.common import SHARED_MEMORY, Row, median, print_rows
 from lmcache.engine.pool import Pool, PoolConfig
 from lmcache.l1.manager import LockBudget, Place
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol.blobs import split_places
 
-FOLDER = pathlib.Path("/dev/shm/lmcache-bench-scale")
+FOLDER = SHARED_MEMORY / f"lmcache-bench-scale-{os.getpid()}"
 OBJECT_BYTES = 4096
 KEY = NamespaceKey("scale", bytes(32), "")
 RANK = (1 << 24 | 1 << 8, 0)
@@ -24,29 +24,30 @@ ROUNDS = 2000
 LOOKUP_CHUNKS = 32
 
 
-def main() -> None:
-    small, _ = _measure(10_000)
-    large, recovery_s = _measure(1_000_000)
+def main(num_few: int = 10_000, num_many: int = 1_000_000, rounds: int = ROUNDS) -> list[Row]:
+    small, _ = _measure(num_few, rounds)
+    large, recovery_s = _measure(num_many, rounds)
     rows = []
     for name, few in small.items():
         many = large[name]
         rows.append(Row(name, f"{few:.1f} -> {many:.1f} us = {many / few:.2f}x", "<= 1.5x", many / few <= 1.5))
-    rows.append(Row("recovery of 1,000,000 records", f"{recovery_s:.2f} s", "<= 3 s", recovery_s <= 3))
-    print_rows("10,000 -> 1,000,000 objects", rows)
+    rows.append(Row(f"recovery of {num_many:,} records", f"{recovery_s:.2f} s", "<= 3 s", recovery_s <= 3))
+    print_rows(f"{num_few:,} -> {num_many:,} objects", rows)
+    return rows
 
 
-def _measure(num_objects: int) -> tuple[dict[str, float], float]:
+def _measure(num_objects: int, rounds: int) -> tuple[dict[str, float], float]:
     """Medians in microseconds, and seconds to recover. The pool has room for exactly `num_objects`."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     config = PoolConfig(FOLDER, Geometry(num_objects * OBJECT_BYTES, num_objects + 64), keep=True)
     pool = Pool(config)
     try:
         pool.wait_until_populated(600)
-        digests = _fill(pool, num_objects - ROUNDS)
+        digests = _fill(pool, num_objects - rounds)
         result = {
-            "reserve + commit": _timed(lambda number: _store(pool, [_digest(number)])),
-            f"lookup of {LOOKUP_CHUNKS} chunks": _timed(lambda number: _lookup(pool, digests, number)),
-            "reserve + commit that evicts": _timed(lambda number: _store(pool, [_digest(ROUNDS + number)])),
+            "reserve + commit": _timed(rounds, lambda number: _store(pool, [_digest(number)])),
+            f"lookup of {LOOKUP_CHUNKS} chunks": _timed(rounds, lambda number: _lookup(pool, digests, number)),
+            "reserve + commit that evicts": _timed(rounds, lambda number: _store(pool, [_digest(rounds + number)])),
         }
         pool.l1.check_allocator()
         pool.close()
@@ -86,9 +87,9 @@ def _lookup(pool: Pool, digests: list[bytes], number: int) -> None:
     pool.l1.unlock([Place(slot, word) for slot, word, _, _ in split_places(places)])
 
 
-def _timed(action: Callable[[int], None]) -> float:
+def _timed(rounds: int, action: Callable[[int], None]) -> float:
     times = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         begun = time.perf_counter()
         action(number)
         times.append((time.perf_counter() - begun) * 1e6)

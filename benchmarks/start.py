@@ -9,20 +9,19 @@ from benchmarks.common import Row, median, print_rows, resident_bytes, server
 ROUNDS = 7
 
 
-def main() -> None:
+def main(rounds: int = ROUNDS, pool_gib: float = 1.0, idle_s: float = 1.0) -> list[Row]:
     starts, sizes = [], []
-    for _ in range(ROUNDS):
-        with server(1.0) as running:
+    for _ in range(rounds):
+        with server(pool_gib) as running:
             starts.append(running.seconds_to_first_200)
-            time.sleep(1.0)
+            time.sleep(idle_s)
             sizes.append(resident_bytes(running.process.pid) / (1 << 20))
-    print_rows(
-        "server with a pool of 1 GiB, empty index",
-        [
-            Row("start to first 200", f"{median(starts):.2f} s", "<= 0.8 s", median(starts) <= 0.8),
-            Row("RssAnon + RssFile, idle", f"{median(sizes):.0f} MiB", "<= 80 MiB", median(sizes) <= 80),
-        ],
-    )
+    rows = [
+        Row("start to first 200", f"{median(starts):.2f} s", "<= 0.8 s", median(starts) <= 0.8),
+        Row("RssAnon + RssFile, idle", f"{median(sizes):.0f} MiB", "<= 80 MiB", median(sizes) <= 80),
+    ]
+    print_rows(f"server with a pool of {pool_gib:g} GiB, empty index", rows)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,56 +1,86 @@
-"""Store and retrieve of 8K-token requests through a real server, against one memmove of the same bytes."""
+"""Store and retrieve of 8K-token requests through a real server, against one memmove of the same bytes.
+
+Blocks are in random order, the worst an engine can do. The targets hold for blocks of 128
+tokens, vLLM's on CPU; with blocks of 16 the pages are so small that the processor, which
+writes one large memmove past its caches, reaches less (and an engine that has just started
+allocates neighbours, which is faster again).
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
-from benchmarks.common import BLOCK_TOKENS, CHUNK_TOKENS, Row, SyntheticEngine, join_engine, median, print_rows, server
+from benchmarks.common import CHUNK_TOKENS, Row, SyntheticEngine, join_engine, median, print_rows, server
 from lmcache.integration.mp.jobs import LoadChunk, LoadJob, StoreJob, StoreOutcome
 
 REQUEST_TOKENS = 8192
+# Bytes of KV a token, layers.
+SIZES = ((131072, 32), (12288, 12))
+BLOCK_SIZES = (128, 16)
 ROUNDS = 9
 WARM_UP = 3
 
 
-def main() -> None:
-    for bytes_per_token in (131072, 12288):
-        request_bytes = REQUEST_TOKENS * bytes_per_token
+def main(
+    request_tokens: int = REQUEST_TOKENS, sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = ROUNDS, warm_up: int = WARM_UP
+) -> list[Row]:
+    """`sizes`: bytes of KV a token, and layers."""
+    found = []
+    for (bytes_per_token, layers), block_tokens in product(sizes, BLOCK_SIZES):
+        request_bytes = request_tokens * bytes_per_token
         # Room for two and a half requests: stores beyond that evict, as in service.
         with server(2.5 * request_bytes / (1 << 30)) as running:
-            engine = join_engine(running.port, bytes_per_token, REQUEST_TOKENS)
+            engine = join_engine(
+                running.port, bytes_per_token, request_tokens, layers=layers, block_tokens=block_tokens
+            )
             try:
-                rows = _measure(engine, request_bytes)
+                rows = _measure(engine, block_tokens, request_tokens, rounds, warm_up)
             finally:
                 engine.close()
-        print_rows(f"transfer, {bytes_per_token} B a token, {REQUEST_TOKENS} tokens, 1 copying thread", rows)
+        print_rows(f"transfer, {bytes_per_token} B a token, {request_tokens} tokens, blocks of {block_tokens}", rows)
+        found += rows
+    return found
 
 
-def _measure(engine: SyntheticEngine, request_bytes: int) -> list[Row]:
+def _measure(
+    engine: SyntheticEngine, block_tokens: int, request_tokens: int, rounds: int, warm_up: int
+) -> list[Row]:
+    request_bytes = engine.pages.nbytes // 2
     source, target = np.ones(request_bytes, np.uint8), np.ones(request_bytes, np.uint8)
     moves, stores, loads = [], [], []
-    for number in range(WARM_UP + ROUNDS):
+    for number in range(warm_up + rounds):
         begun = time.perf_counter()
         np.copyto(target, source)
         moves.append(time.perf_counter() - begun)
-        store_s, load_s = _store_and_load(engine, number)
+        store_s, load_s = _store_and_load(
+            engine, number, request_tokens // CHUNK_TOKENS, CHUNK_TOKENS // block_tokens
+        )
         stores.append(store_s)
         loads.append(load_s)
-    moves, stores, loads = moves[WARM_UP:], stores[WARM_UP:], loads[WARM_UP:]
+    moves, stores, loads = moves[warm_up:], stores[warm_up:], loads[warm_up:]
     store = median([move / took for move, took in zip(moves, stores, strict=True)])
     load = median([move / took for move, took in zip(moves, loads, strict=True)])
+    has_target = block_tokens == BLOCK_SIZES[0]
     return [
-        Row("memmove", f"{request_bytes / median(moves) / 1e9:.1f} GB/s"),
-        Row("store: reserve, copy, commit", f"{store:.2f} of memmove", ">= 0.85", store >= 0.85),
-        Row("retrieve: check, copy, check", f"{load:.2f} of memmove", ">= 0.80", load >= 0.80),
+        Row("memmove, one thread", f"{request_bytes / median(moves) / 1e9:.1f} GB/s"),
+        _row("store: reserve, copy, commit", store, 0.85, has_target),
+        _row("retrieve: check, copy, check", load, 0.80, has_target),
     ]
 
 
-def _store_and_load(engine: SyntheticEngine, number: int) -> tuple[float, float]:
-    per_chunk = CHUNK_TOKENS // BLOCK_TOKENS
-    num_chunks = REQUEST_TOKENS // CHUNK_TOKENS
+def _row(name: str, ratio: float, target: float, has_target: bool) -> Row:
+    value = f"{ratio:.2f} of memmove"
+    return Row(name, value, f">= {target:.2f}", ratio >= target) if has_target else Row(name, value)
+
+
+def _store_and_load(
+    engine: SyntheticEngine, number: int, num_chunks: int, per_chunk: int
+) -> tuple[float, float]:
     digests = tuple(secrets.token_bytes(32) for _ in range(num_chunks))
     ids = np.random.default_rng(number).permutation(engine.pages.shape[1])[: num_chunks * per_chunk]
     blocks = tuple(tuple(ids[i * per_chunk : (i + 1) * per_chunk].tolist()) for i in range(num_chunks))

@@ -141,6 +141,21 @@ class EngineChild:
             self.step()
         raise RuntimeError("requests never ended")
 
+    def pages(self, prompt: list[int], salt: str = "") -> tuple[int, Any]:
+        """How many tokens were cached, and the KV of a prompt's whole blocks as float `[layers, blocks, values]`."""
+        import torch
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        request_id = self.add("pages", prompt, 2, salt)
+        request = self._scheduler.requests[request_id]
+        while not request.num_output_tokens:
+            self.step()
+        num_blocks = len(prompt) // self._scheduler.block_size
+        (block_ids,) = self._scheduler.kv_cache_manager.get_block_ids(request_id)
+        layers = get_kv_transfer_group()._worker._layers
+        pages = torch.stack([layer[block_ids[:num_blocks]].float().flatten(1) for layer in layers])
+        return self.finish()["pages"].num_cached_tokens, pages.numpy()
+
     def time_to_first_token(self, prompt: list[int]) -> tuple[float, int]:
         """Seconds from the request to its first token, and how many tokens were cached."""
         begun_s = time.perf_counter()

@@ -52,10 +52,14 @@ class Connection:
         """Send and wait. Raises DeadlineExceededError, StaleBootError, RequestRefusedError."""
         deadline = self._clock() + timeout_s
         number = self.send(message, boot_id, timeout_s)
-        reply = self.wait(number, deadline - self._clock())
+        return self.wait_or_raise(number, deadline - self._clock(), type(message).__name__)
+
+    def wait_or_raise(self, number: int, timeout_s: float, what: str) -> Reply:
+        """The answer to a request. Raises DeadlineExceededError if it does not come; then nobody waits for it."""
+        reply = self.wait(number, timeout_s)
         if reply is None:
             self.forget(number)
-            raise DeadlineExceededError(f"{self.url} did not answer {type(message).__name__} in {timeout_s:g} s")
+            raise DeadlineExceededError(f"{self.url} did not answer {what} in {timeout_s:.3g} s")
         return reply
 
     def send(self, message: Request, boot_id: int, timeout_s: float = 0.0) -> int:

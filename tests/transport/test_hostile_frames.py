@@ -83,7 +83,7 @@ def test_an_empty_frame_is_a_bad_frame(raw: RawSocket) -> None:
 
 
 def test_another_version_is_told_both_versions(raw: RawSocket) -> None:
-    text = assert_failure(raw.ask(HELLO[:2] + struct.pack("<H", 77) + HELLO[4:]), 0, m.ErrorCode.BAD_VERSION)
+    text = assert_failure(raw.ask(HELLO[:2] + struct.pack("<H", 77) + HELLO[4:]), 5, m.ErrorCode.BAD_VERSION)
     assert "version 77" in text
     assert "install the same lmcache release" in text
     assert_still_serves(raw)

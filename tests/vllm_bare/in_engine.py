@@ -93,7 +93,7 @@ def abort_during_load(engine: Any, prompt: list[int]) -> dict[str, Any]:
     released.set()
     deadline = time.monotonic() + 10
     while num_blocks_in_use(engine) and time.monotonic() < deadline:
-        engine._step()
+        engine.step()
     restore()
     return {"status": status, "during": during, "after": num_blocks_in_use(engine)}
 

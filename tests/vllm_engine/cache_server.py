@@ -37,6 +37,10 @@ class CacheServer:
         self._answer()
         self.is_running = True
 
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
+
     def kill(self) -> None:
         """SIGKILL: nothing is tidied up."""
         if self.is_running:

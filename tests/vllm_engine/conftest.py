@@ -64,9 +64,8 @@ def main_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Dri
 @pytest.fixture(scope="session")
 def sync_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """Synchronous loads; the connector found by its module's path; a policy that the user chose."""
-    connector = mp_connector(server.port, load_mode="sync")
+    connector = mp_connector(server.port, load_mode="sync", load_failure_policy="fail")
     connector["kv_connector_module_path"] = "lmcache.integration.vllm.lmcache_mp_connector"
-    connector["kv_load_failure_policy"] = "fail"
     yield from running(spec_of(model_folder, connector), server)
 
 

@@ -58,14 +58,14 @@ def test_keys_without_meaning_are_named_only_where_they_ask_for_something() -> N
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("port", 0), ("port", 65536), ("port", "x"), ("port", 5555.5), ("host", ""), ("host", 7), ("server_urls", []),
+        ("port", 0), ("port", 65536), ("port", "x"), ("port", 5555.5), ("host", ""), ("host", 7), ("server_urls", [""]),
         ("server_urls", 5), ("mq_timeout", 0), ("mq_timeout", "soon"), ("mq_timeout", True), ("mq_timeout", None),
         ("heartbeat_interval", 0.001), ("hash_algorithm", "md5"), ("hash_algorithm", None), ("save_decode_cache", "yes"),
         ("save_decode_cache", 2), ("model_version", ""), ("model_version", 1), ("load_mode", "eager"), ("copy_threads", 0),
         ("copy_threads", 65), ("copy_threads", 1.5), ("lookup_wait", -1), ("lookup_wait", float("nan")), ("lookup_wait", 2),
         ("lookup_timeout", 0), ("load_timeout", 0), ("load_timeout", float("inf")), ("store_timeout", []),
         ("pending_store_gb", -1), ("held_blocks_fraction", 1.5), ("held_blocks_fraction", "half"),
-        ("token_file", "/nowhere/token"), ("token_file", ""),
+        ("token_file", "/nowhere/token"), ("token_file", ""), ("load_failure_policy", "ignore"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_with_key_and_value(key: str, value: object) -> None:
@@ -80,11 +80,11 @@ def test_every_good_value_arrives(tmp_path: pathlib.Path) -> None:
         "server_urls": "tcp://a:1, tcp://b:2", "token_file": str(tmp_path / "token"), "mq_timeout": "2",
         "heartbeat_interval": 3, "hash_algorithm": "sha256_cbor", "save_decode_cache": "true", "model_version": "v1",
         "load_mode": "sync", "copy_threads": "2", "lookup_wait": 0, "lookup_timeout": 4, "load_timeout": 5,
-        "store_timeout": 6, "pending_store_gb": 7, "held_blocks_fraction": 0.5,
+        "store_timeout": 6, "pending_store_gb": 7, "held_blocks_fraction": 0.5, "load_failure_policy": "fail",
     }  # fmt: skip
     config, warnings = parse_mp_config({f"lmcache.mp.{key}": value for key, value in given.items()})
     assert config == MPConnectorConfig(
-        "tcp://a:1", "secret", 2.0, 3.0, "sha256_cbor", True, "v1", "sync", 2, 0.0, 4.0, 5.0, 6.0, 7.0, 0.5
+        "tcp://a:1", "secret", 2.0, 3.0, "sha256_cbor", True, "v1", "sync", 2, 0.0, 4.0, 5.0, 6.0, 7.0, 0.5, "fail"
     )
     assert len(warnings) == 1
     assert "2 servers" in warnings[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.vllm_engine.driver import Driver, close, new_salt, prompt_of, same
+from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same, worst_error
 
 
 def test_another_process_hits_what_the_first_stored(main_engine: Driver, sync_engine: Driver) -> None:
@@ -24,11 +24,11 @@ def test_two_processes_store_the_same_prompts_at_once(main_engine: Driver, sync_
     for driver in (main_engine, sync_engine):
         driver.process.settle()
     for prompt in prompts:
-        expected = main_engine.prefix_hit(prompt, 768)
         hits = [driver.hit(prompt, salt) for driver in (main_engine, sync_engine)]
         assert [hit.num_cached_tokens for hit in hits] == [768, 768]
         assert same(*hits)
-        assert close(hits[0], expected)
+        pages = main_engine.pages(prompt, salt)[1]
+        assert worst_error(pages, sync_engine.pages(prompt, new_salt())[1]) < 0.1
 
 
 def test_other_weights_at_the_same_place_share_nothing(main_engine: Driver, small_engine: Driver) -> None:

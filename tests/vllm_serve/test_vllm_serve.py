@@ -74,8 +74,10 @@ def test_figures_on_both_sides(vllm: VllmServe, cache_server: RunningServer) -> 
         "lookups": 3, "hit_tokens": num_tokens, "loaded_tokens": num_tokens, "loads": 2, "load_bytes": 2 * num_bytes,
         "stores": 1, "stored_chunks": 3, "store_bytes": num_bytes, "failed_loads": 0, "dropped_stores": 0,
     }  # fmt: skip
-    assert {name: vllm.metric(f"vllm:lmcache_{name}_total") for name in expected} == expected
-    assert vllm.metric("vllm:lmcache_load_seconds_total") > 0
+    exposition = vllm.http.get("/metrics").text
+    assert {name: metric(exposition, f"vllm:lmcache_{name}_total") for name in expected} == expected
+    assert "vllm:lmcache_failed_loads_total{" in exposition
+    assert metric(exposition, "vllm:lmcache_load_seconds_total") > 0
     ours = cache_server.http.get("/metrics").text
     assert metric(ours, "lmcache_mp_lookup_hit_tokens_total") == num_tokens
     assert metric(ours, "lmcache_mp_l1_memory_usage_bytes") == num_bytes

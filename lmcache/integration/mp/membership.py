@@ -164,7 +164,8 @@ class Membership:
             return _RETRY_S if code == m.ErrorCode.FORBIDDEN else _DECLINED_RETRY_S
         except ServerUnavailableError as error:
             self._forget()
-            self._say(logging.WARNING, f"no lmcache server at {self.config.url}, serving on without cache ({error})")
+            text = f"no lmcache server at {self.config.url}, serving on without cache"
+            self._say(logging.WARNING, f"{text} ({error})", state=text)
             return _RETRY_S
         except LMCacheError as error:
             self._forget()
@@ -263,8 +264,8 @@ class Membership:
             connection.receive(0.1)
         self._forget()
 
-    def _say(self, level: int, text: str) -> None:
-        """Log a state once, not at each retry."""
-        if text != self._said:
-            self._said = text
+    def _say(self, level: int, text: str, state: str = "") -> None:
+        """Log a state once, not at each retry; `state` where the text also says what differs between them."""
+        if (state or text) != self._said:
+            self._said = state or text
             logger.log(level, "%s", text)

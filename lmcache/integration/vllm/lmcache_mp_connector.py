@@ -102,16 +102,18 @@ class LMCacheMPConnector(KVConnectorBase_V1):
     def _choose_recompute(self) -> None:
         """A promised load that fails must be recomputed, not end the user's request.
 
-        vLLM reads the policy after it has built the connector. `fail` is its default, and a
-        user who chose it cannot be told from one who chose nothing, but by its being set.
+        vLLM reads its policy after it has built the connector. `fail` is its default, and a
+        user who wrote it there cannot be told from one who wrote nothing: whoever means it
+        says so with our own key too.
         """
         transfer = self._vllm_config.kv_transfer_config
-        if "kv_load_failure_policy" in getattr(transfer, "__pydantic_fields_set__", ()) or (
-            transfer.kv_load_failure_policy != "fail"
-        ):
+        if transfer.kv_load_failure_policy != "fail" or self._config.load_failure_policy == "fail":
             return
         transfer.kv_load_failure_policy = "recompute"
-        logger.info("kv_load_failure_policy is set to recompute: a load that fails costs time, not the request")
+        logger.info(
+            "kv_load_failure_policy is set to recompute: a load that fails costs time, not the request "
+            "(lmcache.mp.load_failure_policy=fail leaves it as it was)"
+        )
 
     def _make_worker(self, vllm_config: VllmConfig) -> LMCacheMPWorkerAdapter:
         from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank

@@ -53,6 +53,7 @@ class MPConnectorConfig:
     store_timeout_s: float = 60.0
     pending_store_gb: float = 8.0
     held_blocks_fraction: float = 0.25
+    load_failure_policy: str = "recompute"
 
 
 def parse_mp_config(extra: Mapping[str, object]) -> tuple[MPConnectorConfig, list[str]]:
@@ -177,6 +178,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str, object], object]]] = {
     "store_timeout": ("store_timeout_s", _number(0.1, 3600)),
     "pending_store_gb": ("pending_store_gb", _number(0, 1 << 20)),
     "held_blocks_fraction": ("held_blocks_fraction", _number(0, 1)),
+    "load_failure_policy": ("load_failure_policy", _choice("recompute", "fail")),
 }
 
 

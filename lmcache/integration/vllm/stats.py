@@ -60,6 +60,9 @@ class MPConnectorPromMetrics(KVConnectorPromMetrics):
             name: self._counter_cls(name=f"vllm:lmcache_{name}", documentation=text, labelnames=labelnames)
             for name, text in COUNTERS.items()
         }
+        for counter in self._counters.values():
+            for labels in per_engine_labelvalues.values():
+                counter.labels(*labels)  # there from the start, at 0
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         labels = self.per_engine_labelvalues[engine_idx]

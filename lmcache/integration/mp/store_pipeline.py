@@ -1,0 +1,206 @@
+"""Stores, a batch at a time: reserve, copy, commit. The server works on one batch while we copy another.
+
+    batch n:    reserve ...... granted, copy, commit ........ accepted
+    batch n+1:                 reserve ...... granted, copy, ...
+
+A batch that fails in any phase is given up, and so is what was begun after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from lmcache.errors import LMCacheError
+from lmcache.integration.mp.jobs import StoreJob, StoreOutcome, StoreResult
+from lmcache.integration.mp.ledger import WriteLedger
+from lmcache.integration.mp.link import Link
+from lmcache.integration.mp.membership import Joined, Membership
+from lmcache.kv_copy.base import KVCopier
+from lmcache.protocol import messages as m
+from lmcache.protocol.blobs import pack_slots, split_places
+from lmcache.telemetry.steps import StepObserver
+
+logger = logging.getLogger(__name__)
+
+_RESERVED = 0  # l1.manager.ReserveStatus on the wire
+_NO_ROOM = 3
+_COMMITS_IN_FLIGHT_MAX = 4
+
+
+@dataclass(slots=True)
+class _Batch:
+    """`slots` are ours to write from `granted` until `settled`."""
+
+    batch_id: int
+    joined: Joined
+    generation: int
+    digests: tuple[bytes, ...]
+    block_ids: tuple[tuple[int, ...], ...]
+    number: int = 0
+    statuses: bytes = b""
+    slots: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def chosen(self) -> list[int]:
+        return [index for index, status in enumerate(self.statuses) if status == _RESERVED]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    chunk_bytes: int
+    chunks_per_batch: int
+    rpc_timeout_s: float
+
+
+class StorePipeline:
+    """Belongs to one copying thread. `between_chunks` may do other work; `is_stopping` ends a job early."""
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        copier: KVCopier,
+        membership: Membership,
+        ledger: WriteLedger,
+        next_batch_id: Callable[[], int],
+        between_chunks: Callable[[], None],
+        is_stopping: Callable[[], bool],
+        clock: Callable[[], float],
+        steps: StepObserver,
+    ) -> None:
+        self._config = config
+        self._copier = copier
+        self._membership = membership
+        self._ledger = ledger
+        self._next_batch_id = next_batch_id
+        self._between_chunks = between_chunks
+        self._is_stopping = is_stopping
+        self._clock = clock
+        self._steps = steps
+        self._link = Link(membership)
+
+    def close(self) -> None:
+        self._link.close()
+
+    def run(self, job: StoreJob, deadline_s: float) -> StoreResult:
+        """Always a result: what was committed, and how it ended."""
+        begun_s = self._clock()
+        stored: list[bytes] = []
+        try:
+            outcome = self._run(job, deadline_s, stored)
+        except LMCacheError as error:
+            logger.debug("a store was given up: %s", error)
+            outcome = StoreOutcome.FAILED
+        except Exception:  # the root of a job: a failed store is a later miss
+            logger.exception("a store failed")
+            outcome = StoreOutcome.FAILED
+        if stored and outcome is StoreOutcome.SKIPPED:
+            outcome = StoreOutcome.STORED
+        num_bytes = len(stored) * self._config.chunk_bytes
+        return StoreResult(job.job_id, outcome, tuple(stored), num_bytes, self._clock() - begun_s)
+
+    def _run(self, job: StoreJob, deadline_s: float, stored: list[bytes]) -> StoreOutcome:
+        outcome = StoreOutcome.SKIPPED
+        starts = self._starts(job)
+        committing: deque[_Batch] = deque()
+        asked: _Batch | None = self._ask(job, next(starts))
+        try:
+            while asked is not None:
+                batch, asked = asked, None
+                self._take_grant(batch)
+                if _NO_ROOM in batch.statuses:
+                    outcome = StoreOutcome.NO_ROOM
+                elif self._clock() > deadline_s or self._is_stopping():
+                    outcome = StoreOutcome.DROPPED
+                elif (start := next(starts, None)) is not None:
+                    asked = self._ask(job, start)
+                self._copy_out(batch)
+                if batch.slots:
+                    committing.append(batch)
+                while len(committing) > _COMMITS_IN_FLIGHT_MAX:
+                    stored += self._settle(committing.popleft())
+            while committing:
+                stored += self._settle(committing.popleft())
+        except BaseException:
+            for batch in [*committing, *([asked] if asked is not None else [])]:
+                self._give_up(batch)
+            raise
+        return outcome
+
+    def _starts(self, job: StoreJob) -> Iterator[int]:
+        return iter(range(0, len(job.digests), self._config.chunks_per_batch))
+
+    def _ask(self, job: StoreJob, start: int) -> _Batch:
+        joined = self._membership.current
+        if joined is None:
+            raise LMCacheError("no server")
+        end = start + self._config.chunks_per_batch
+        batch = _Batch(
+            self._next_batch_id(), joined, self._ledger.generation(), job.digests[start:end], job.block_ids[start:end]
+        )
+        self._steps.reached("store.reserve")
+        request = m.Reserve(batch.batch_id, job.root, job.cache_salt, b"".join(batch.digests))
+        batch.number = self._link.send(joined, request, self._config.rpc_timeout_s)
+        return batch
+
+    def _take_grant(self, batch: _Batch) -> None:
+        """Wait for the places. From here on the slots are ours, unless a registration came between."""
+        try:
+            reply = self._link.wait(batch.joined, batch.number, self._config.rpc_timeout_s, "Reserve")
+            if not isinstance(reply, m.Reserved):
+                raise LMCacheError(f"the server answered a reserve with {type(reply).__name__}")
+            self._steps.reached("store.granted")
+            places = split_places(reply.places)
+            slots = [(slot, word) for slot, word, _, _ in places]
+            if not self._ledger.begin(batch.generation, slots):
+                raise LMCacheError("a registration crossed the reserve")
+        except BaseException:
+            self._give_up(batch)
+            raise
+        batch.statuses, batch.places, batch.slots = reply.statuses, places, slots
+
+    def _copy_out(self, batch: _Batch) -> None:
+        """Copy every chosen chunk and send the commit."""
+        try:
+            memory = batch.joined.mapping.bytes
+            for index, (_, _, offset, length) in zip(batch.chosen(), batch.places, strict=True):
+                if length != self._config.chunk_bytes or not batch.joined.mapping.contains(offset, length):
+                    raise LMCacheError(f"a slot of {length} bytes for a chunk of {self._config.chunk_bytes}")
+                self._steps.reached("store.copy")
+                self._copier.gather(batch.block_ids[index], memory[offset : offset + length])
+                self._between_chunks()
+            self._steps.reached("store.commit")
+            if batch.slots:
+                commit = m.Commit(batch.batch_id, pack_slots(batch.slots))
+                batch.number = self._link.send(batch.joined, commit, self._config.rpc_timeout_s)
+            elif batch.batch_id:
+                # Nothing to write: the server may forget the batch.
+                self._link.post(batch.joined, m.AbortBatch(batch.batch_id))
+        except BaseException:
+            self._give_up(batch)
+            raise
+
+    def _settle(self, batch: _Batch) -> list[bytes]:
+        """Wait for the commit's answer; the digests it made findable. Raises if it was refused."""
+        try:
+            reply = self._link.wait(batch.joined, batch.number, self._config.rpc_timeout_s, "Commit")
+            self._steps.reached("store.answered")
+            if not isinstance(reply, m.Committed) or reply.num_accepted != len(batch.slots):
+                raise LMCacheError("the server refused a commit: it was too late, or the engine was reset")
+        except BaseException:
+            self._give_up(batch)
+            raise
+        self._ledger.end(batch.slots)
+        return [batch.digests[index] for index in batch.chosen()]
+
+    def _give_up(self, batch: _Batch) -> None:
+        """Tell the server that this batch is over. What it does not hear, the next registration says."""
+        self._link.forget(batch.joined, batch.number)
+        if not self._link.post(batch.joined, m.AbortBatch(batch.batch_id)):
+            self._membership.lose(batch.joined.boot_id)
+        self._ledger.end(batch.slots)
+        if batch.slots and self._ledger.generation() != batch.generation:
+            # A registration meanwhile named these slots as being written: only the next one frees them.
+            self._membership.refresh()

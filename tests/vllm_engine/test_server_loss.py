@@ -1,0 +1,112 @@
+"""No server, a dead one, another one at the same place: vLLM serves on, says so once, comes back by itself."""
+
+from __future__ import annotations
+
+import time
+
+from tests.vllm_engine.cache_server import CacheServer
+from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
+
+
+def wait_until_lost(engine: Driver) -> None:
+    deadline = time.monotonic() + 20.0
+    while engine.state["is_joined"]:
+        assert time.monotonic() < deadline, "the engine did not notice"
+        time.sleep(0.05)
+
+
+def said(engine: Driver, level: str = "WARNING") -> list[str]:
+    return [line for line in engine.process.call("log_lines", level) if "server" in line or "joined" in line]
+
+
+def test_life_with_a_server_that_comes_and_goes(lonely_engine: Driver, lonely_server: CacheServer) -> None:
+    engine, salt = lonely_engine, new_salt()
+    prompt = prompt_of(1000, seed=110)
+
+    # Nobody is there: served without cache, one line per half of the connector.
+    assert not engine.state["is_joined"]
+    alone = [engine.one(prompt_of(600, seed=111 + index), new_salt()) for index in range(3)]
+    assert all(output.finish_reason == "length" for output in alone)
+    time.sleep(2.5)  # some attempts to join
+    lines = said(engine)
+    assert 1 <= len(lines) <= 2
+    assert all("no lmcache server" in line for line in lines)
+
+    # It comes: hits, without anybody's help.
+    lonely_server.start()
+    assert engine.process.call("wait_until_joined")
+    engine.store(prompt[:768], salt)
+    expected = engine.hit(prompt, salt)
+    assert expected.num_cached_tokens == 768
+    assert same(expected, engine.prefix_hit(prompt, 768))
+    engine.check_nothing_held()
+
+    # SIGKILL in mid-life: the next prompts are computed, right and without an error.
+    said(engine)
+    lonely_server.kill()
+    outputs = engine.process.generate([prompt, prompt_of(700, seed=115)], 4, salts=[salt, salt])
+    assert [output.finish_reason for output in outputs] == ["length", "length"]
+    wait_until_lost(engine)
+    assert engine.one(prompt, salt).finish_reason == "length"
+    time.sleep(2.5)
+    assert 1 <= len(said(engine)) <= 2
+
+    # Another process adopts the pool: what was stored before is still a hit.
+    lonely_server.start()
+    assert lonely_server.report()["recovered"] > 0
+    assert engine.process.call("wait_until_joined")
+    hit = engine.hit(prompt, salt)
+    assert hit.num_cached_tokens == 768
+    assert same(hit, expected)
+    engine.check_nothing_held()
+
+
+def test_server_that_dies_between_promise_and_load_costs_nothing(
+    lonely_engine: Driver, lonely_server: CacheServer
+) -> None:
+    """Between the promise and the load nobody asks the server anything."""
+    engine, salt = lonely_engine, new_salt()
+    if not lonely_server.is_running:
+        lonely_server.start()
+    assert engine.process.call("wait_until_joined")
+    prompt = prompt_of(1000, seed=120)
+    engine.store(prompt[:768], salt)
+    expected = engine.prefix_hit(prompt, 768)
+    engine.process.settle()
+    engine.process.forget()
+    engine.run(
+        "import os, signal\n"
+        "class Killer:\n"
+        "    def reached(self, step):\n"
+        "        if step == 'load.check' and pid:\n"
+        "            os.kill(pid, signal.SIGKILL)\n"
+        "            engine._transfer._steps = before\n"
+        "before = engine._transfer._steps\n"
+        "engine._transfer._steps = Killer()\n",
+        pid=lonely_server.pid,
+    )
+    hit = engine.one(prompt, salt)
+    lonely_server.kill()
+    assert hit.num_cached_tokens == 768
+    assert same(hit, expected)
+
+
+def test_restart_while_requests_run(lonely_engine: Driver, lonely_server: CacheServer) -> None:
+    """Requests span the change of servers: all end, nothing of the new server's is held by the old ones."""
+    engine, salt = lonely_engine, new_salt()
+    if not lonely_server.is_running:
+        lonely_server.start()
+    assert engine.process.call("wait_until_joined")
+    prompts = [prompt_of(500 + 90 * index, seed=130 + index) for index in range(6)]
+    engine.process.generate(prompts[:3], 2, salts=[salt] * 3)
+    engine.process.settle()
+    engine.process.forget()
+    engine.process.begin("generate", prompts, 60, salts=[salt] * 6)
+    lonely_server.kill()
+    lonely_server.start()
+    outputs = engine.process.answer()
+    assert [len(output.token_ids) for output in outputs] == [60] * 6
+    assert engine.process.call("wait_until_joined")
+    engine.check_nothing_held()
+    engine.store(prompts[5], salt)
+    assert engine.hit(prompts[5], salt).num_cached_tokens == 768
