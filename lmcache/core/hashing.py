@@ -78,7 +78,10 @@ class Sha256CborAlgorithm:
         return hashlib.sha256(encoded).digest()
 
 
-_ALGORITHMS: dict[str, Callable[[], ChunkHashAlgorithm]] = {"blake3": Blake3Algorithm, "sha256_cbor": Sha256CborAlgorithm}
+_ALGORITHMS: dict[str, Callable[[], ChunkHashAlgorithm]] = {
+    "blake3": Blake3Algorithm,
+    "sha256_cbor": Sha256CborAlgorithm,
+}
 ALGORITHM_NAMES = tuple(_ALGORITHMS)
 
 
@@ -89,9 +92,7 @@ def make_algorithm(name: str) -> ChunkHashAlgorithm:
         raise ConfigError(f"unknown hash algorithm {name!r}; known: {', '.join(ALGORITHM_NAMES)}") from None
 
 
-def chunk_digests(
-    algorithm: ChunkHashAlgorithm, root: bytes, tokens: Sequence[int], chunk_size: int
-) -> list[bytes]:
+def chunk_digests(algorithm: ChunkHashAlgorithm, root: bytes, tokens: Sequence[int], chunk_size: int) -> list[bytes]:
     """Digests of every whole chunk of `tokens`; an incomplete tail is dropped."""
     chain = PrefixChain(algorithm, root, chunk_size)
     chain.extend(tokens)

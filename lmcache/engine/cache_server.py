@@ -126,7 +126,9 @@ class MPCacheServer:
         Clients notice the boot id and register again. Whoever still has the old files
         mapped reads what it was promised; nobody writes to them any more.
         """
-        logger.error("the pool files in %s were removed; all objects are lost, making new files", self.pool.files.folder)
+        logger.error(
+            "the pool files in %s were removed; all objects are lost, making new files", self.pool.files.folder
+        )
         self.metrics.pools_lost.add(1)
         for uid in list(self.registry.clients):
             self.management.unregister(self.pool, uid)

@@ -7,8 +7,9 @@ from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.registry import Client, ClientRegistry, Engine
 from lmcache.engine.sessions import Prompt, SessionTable
 from lmcache.errors import RequestRefusedError
-from lmcache.l1.manager import L1Manager, LockBudget, Place
+from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey
+from lmcache.l1.values import LockBudget, Place
 from lmcache.protocol.blobs import split_digests, split_places
 from lmcache.protocol.messages import ErrorCode, Found
 from lmcache.telemetry.steps import StepObserver

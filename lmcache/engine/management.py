@@ -20,7 +20,8 @@ from lmcache.engine.registry import Client, ClientKind, ClientRegistry, Engine
 from lmcache.engine.sessions import SessionTable
 from lmcache.engine.store import StoreModule
 from lmcache.errors import RequestRefusedError
-from lmcache.l1.manager import L1Manager, Place
+from lmcache.l1.manager import L1Manager
+from lmcache.l1.values import Place
 from lmcache.memory.client_lock import is_client_dead, known_client_uids, remove_client_file
 from lmcache.protocol.blobs import split_slots
 from lmcache.protocol.messages import (
@@ -72,7 +73,9 @@ class ManagementModule:
 
     # Registration
 
-    def register_worker(self, pool: Pool, uid: int, peer: bytes, message: RegisterWorker, chunk_size: int) -> Registered:
+    def register_worker(
+        self, pool: Pool, uid: int, peer: bytes, message: RegisterWorker, chunk_size: int
+    ) -> Registered:
         self._check_access(pool, message.nonce)
         layout = _parse_layout(message.layout)
         client, engine = self._registry.add_worker(
@@ -87,7 +90,9 @@ class ManagementModule:
                     message.rank, message.world_size)  # fmt: skip
         return self._registered(client, engine, chunk_size)
 
-    def register_scheduler(self, pool: Pool, uid: int, peer: bytes, message: RegisterScheduler, chunk_size: int) -> Registered:
+    def register_scheduler(
+        self, pool: Pool, uid: int, peer: bytes, message: RegisterScheduler, chunk_size: int
+    ) -> Registered:
         self._check_access(pool, message.nonce)
         client, engine = self._registry.add_scheduler(
             uid, peer, message.engine_id, message.model_name, message.world_size,
@@ -185,7 +190,9 @@ class ManagementModule:
             self._bury(pool, uid)
         silent = [client for client in list(self._registry.clients.values()) if self._is_silent(client)]
         for client in silent:
-            logger.warning("%s %d (%s) fell silent and is unregistered", client.kind, client.instance_id, client.model_name)
+            logger.warning(
+                "%s %d (%s) fell silent and is unregistered", client.kind, client.instance_id, client.model_name
+            )
             self.unregister(pool, client.uid)
             self._metrics.workers_reaped.add(1, "silent")
         return {"dead": len(dead), "silent": len(silent)}

@@ -30,17 +30,13 @@ class EngineMetrics:
         self.lookup_hit = counter(
             _PREFIX + "lookup_hit_tokens", "Tokens found, leading chunks", "model_name", "cache_salt"
         )
-        self.lookup_hit_l1 = counter(
-            _PREFIX + "lookup_hit_l1_tokens", "Tokens found in L1", "model_name", "cache_salt"
-        )
+        self.lookup_hit_l1 = counter(_PREFIX + "lookup_hit_l1_tokens", "Tokens found in L1", "model_name", "cache_salt")
         self.store_requests = counter(_PREFIX + "num_submitted_stores_requests", "Batches reserved by workers")
         self.store_finished = counter(_PREFIX + "num_finished_stores_requests", "Batches committed by workers")
         self.refused_commits = counter(
             _PREFIX + "refused_commits_chunks", "Objects whose commit came too late: their slot was given up"
         )
-        self.skipped_stores = counter(
-            _PREFIX + "skipped_stores_chunks", "Objects not reserved, by reason", "reason"
-        )
+        self.skipped_stores = counter(_PREFIX + "skipped_stores_chunks", "Objects not reserved, by reason", "reason")
         self.sessions_expired = counter(_PREFIX + "sessions_expired", "Sessions ended for being idle too long")
         self.writes_expired = counter(_PREFIX + "writes_expired_chunks", "Writes hidden for taking too long")
         self.workers_reaped = counter(_PREFIX + "workers_reaped", "Clients unregistered for silence or death", "reason")

@@ -7,7 +7,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmcache.errors import NoRoomError
 from lmcache.eviction import make_policy
@@ -33,7 +33,7 @@ class PoolConfig:
 
     folder: pathlib.Path
     geometry: Geometry
-    access: PoolAccess = PoolAccess()
+    access: PoolAccess = field(default_factory=PoolAccess)
     eviction_policy: str = "LRU"
     write_ttl_s: float = 600.0
     keep: bool = False

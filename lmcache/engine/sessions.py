@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lmcache.l1.manager import L1Manager, Place
+from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey, RankGroup
+from lmcache.l1.values import Place
 
 SessionKey = tuple[int, str]
 

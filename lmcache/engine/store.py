@@ -9,8 +9,9 @@ from lmcache.core.keys import check_cache_salt
 from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.registry import Client, ClientKind, ClientRegistry
 from lmcache.errors import RequestRefusedError
-from lmcache.l1.manager import L1Manager, Place, ReserveStatus
+from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey
+from lmcache.l1.values import Place, ReserveStatus
 from lmcache.protocol.blobs import split_digests, split_places, split_slots
 from lmcache.protocol.messages import Committed, ErrorCode, Reserved
 from lmcache.telemetry.steps import StepObserver

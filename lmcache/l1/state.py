@@ -72,6 +72,11 @@ class L1State:
 
     # Objects
 
+    def has_word(self, slot: int, slot_word: int) -> bool:
+        """Whether there is such a slot and it is in exactly this state and generation."""
+        records = self.slots.records
+        return 0 <= slot < records.num_records and records.slot_word(slot) == slot_word
+
     def add_ready(self, slot: int, record: SlotRecord, namespace: Namespace) -> None:
         """A slot just committed becomes findable; the caller touches it."""
         namespace.table((record.kv_rank, record.group_id))[record.digest] = slot

@@ -175,7 +175,7 @@ class EngineChild:
         """One engine step even without requests, so that saves report and let their blocks go."""
         time.sleep(0.01)
         if not self._is_multiprocess:  # else the engine's own process steps by itself
-            self._core.step()
+            self.llm.llm_engine.step()
 
     def settle(self) -> None:
         """Step until no save is under way and no request holds anything."""

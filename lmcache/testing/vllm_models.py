@@ -83,23 +83,18 @@ TINY_GEMMA3: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 
-# Attention layers between Mamba layers.
-TINY_BAMBA: dict[str, Any] = {
-    "architectures": ["BambaForCausalLM"],
-    "model_type": "bamba",
+# Attention layers between short convolutions, whose state is kept as Mamba layers keep theirs.
+TINY_LFM2: dict[str, Any] = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "model_type": "lfm2",
     "hidden_size": 256,
     "intermediate_size": 512,
+    "block_ff_dim": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "attn_layer_indices": [1, 3],
-    "mamba_n_heads": 8,
-    "mamba_d_head": 64,
-    "mamba_d_state": 32,
-    "mamba_n_groups": 1,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 256,
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    "conv_L_cache": 3,
     "vocab_size": 2000,
     "max_position_embeddings": 16384,
     "torch_dtype": "bfloat16",

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lmcache.engine.pool import Pool, PoolConfig
-from lmcache.l1.manager import L1Manager, Place
+from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey, RankGroup
+from lmcache.l1.values import Place
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol.blobs import split_places
 from tests.conftest import FakeClock

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmcache.l1.manager import LockBudget, Place, ReserveStatus
 from lmcache.l1.namespace import NamespaceKey
+from lmcache.l1.values import LockBudget, Place, ReserveStatus
 from lmcache.protocol.blobs import split_places
 from tests.l1.conftest import UNIT_BYTES, OpenPool, Writer
 

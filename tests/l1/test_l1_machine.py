@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lmcache.eviction import make_policy
-from lmcache.l1.manager import LockBudget, L1Manager, Place, ReserveStatus
+from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey, RankGroup
 from lmcache.l1.recovery import RecoveryReport
 from lmcache.l1.slots import SlotTable
 from lmcache.l1.state import L1State
+from lmcache.l1.values import LockBudget, Place, ReserveStatus
 from lmcache.memory.allocator import Allocator
 from lmcache.memory.names import NamesTable
 from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolFiles
@@ -253,8 +254,8 @@ class L1Machine(RuleBasedStateMachine):
     @rule(key=KEY, num_ranks=st.sampled_from([1, 2]), digests=PREFIX, chunks_max=st.none() | st.integers(0, 5))
     def lookup(self, key: NamespaceKey, num_ranks: int, digests: list[bytes], chunks_max: int | None) -> None:
         ranks = RANKS[:num_ranks]
-        lock_bytes_max = None if chunks_max is None else chunks_max * num_ranks * LENGTH + LENGTH // 2
-        slots, blob = self.l1.lookup(key, ranks, digests, None if lock_bytes_max is None else LockBudget(lock_bytes_max))
+        budget = None if chunks_max is None else LockBudget(chunks_max * num_ranks * LENGTH + LENGTH // 2)
+        slots, blob = self.l1.lookup(key, ranks, digests, budget)
         places = [Place(slot, word) for slot, word, _, _ in split_places(blob)]
         expected = self.prefix(key, ranks, digests)
         if chunks_max is not None:

@@ -87,8 +87,10 @@ def small_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Dr
 
 @pytest.fixture(scope="module")
 def lonely_server() -> Iterator[CacheServer]:
-    """Not started: that is for the tests to do."""
+    """Not running: that is for the tests to change. It ran once, so that its folder is there."""
     found = CacheServer(new_pool_folder())
+    found.start()
+    found.kill()
     yield found
     found.kill()
     shutil.rmtree(found.folder, ignore_errors=True)

@@ -12,6 +12,15 @@ from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
 
 
+HOLD_COPY = """
+gather = engine._transfer._copier.gather
+def held(*arguments):
+    gate.reached("store.copy")
+    return gather(*arguments)
+engine._transfer._copier.gather = held
+"""
+
+
 @pytest.fixture
 def engine(lonely_engine: Driver, lonely_server: CacheServer) -> Driver:
     if not lonely_server.is_running:
@@ -60,13 +69,13 @@ def test_save_under_way_is_not_found_afterwards(engine: Driver, tmp_path: pathli
     """Granted before the reset, committed after it: hidden."""
     prompt, salt = prompt_of(600, seed=142), new_salt()
     gate = Gate(tmp_path, "store.copy")
-    engine.process.call("watch", gate)
+    engine.run(HOLD_COPY, gate=gate)
     engine.one(prompt, salt)
     gate.wait_until_held()
     # Blocks are held by the save, so vLLM says that it could not forget; we do nevertheless.
     assert engine.process.call("reset_with_connector") is False
     gate.open()
-    engine.process.call("watch", None)
+    engine.run("del engine._transfer._copier.gather")
     assert engine.process.call("wait_until_joined")
     assert engine.hit(prompt, salt).num_cached_tokens == 0
     engine.check_nothing_held()
@@ -78,7 +87,7 @@ def test_running_requests_are_not_saved_under_the_new_root(engine: Driver) -> No
     reset(engine)
     engine.process.call("add", "running", prompt, 60, salt)
     engine.process.call("step", 4)
-    engine.process.call("reset_with_connector")
+    assert engine.process.call("reset_with_connector") is False  # its blocks are in use
     assert engine.process.call("wait_until_joined")
     engine.process.call("finish")
     assert engine.hit(prompt, salt).num_cached_tokens == 0
@@ -90,11 +99,12 @@ def test_preempted_by_the_reset_and_resumed(engine: Driver) -> None:
     prompt, salt = prompt_of(900, seed=144), new_salt()
     engine.store(prompt[:768], salt)
     engine.process.call("add", "running", prompt, 300, salt)
-    engine.process.call("step", 12)
-    for _ in range(200):  # blocks held by saves would keep vLLM from starting anew
-        if not engine.state["num_open_saves"]:
-            break
+    # Neither loads nor saves under way: vLLM could not start anew.
+    is_decoding = "result = all(request.num_output_tokens for request in scheduler.requests.values())"
+    for _ in range(200):
         engine.process.call("step")
+        if engine.run(is_decoding) and not engine.state["num_open_saves"]:
+            break
     assert engine.run(
         "result = scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)"
     )

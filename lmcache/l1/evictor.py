@@ -1,0 +1,65 @@
+"""Making room: which chunk goes, and what goes with it. Works on L1's tables, under the manager's mutex."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+from lmcache.l1.namespace import Namespace
+from lmcache.l1.state import L1State
+from lmcache.telemetry.steps import StepObserver
+
+
+class Evictor:
+    """Evicts exactly what is needed, when it is needed; the ranks of a chunk leave together."""
+
+    def __init__(self, state: L1State, steps: StepObserver) -> None:
+        self._state = state
+        self._steps = steps
+        self.num_evicted = 0
+
+    def make_room(self, length: int) -> bool:
+        """Evict until an object of `length` bytes fits. False if it never will."""
+        slots = self._state.slots
+        if slots.allocator.rounded(length) > slots.allocator.capacity_bytes:
+            return False
+        while not slots.has_room(length):
+            if not self.evict_next():
+                return False
+        return True
+
+    def evict_next(self) -> int:
+        """Remove the next chunk in the policy's order; how many objects that were. 0: none may go."""
+        victim = next(self._state.policy.victims(), None)
+        num_removed = self._evict_chunk(victim) if victim is not None else 0
+        self.num_evicted += num_removed
+        return num_removed
+
+    def _evict_chunk(self, victim: int) -> int:
+        """Remove a slot and, with it, the other ranks of its chunk that nobody has locked."""
+        state = self._state
+        record = state.slots.records.read(victim)
+        siblings = state.namespace_of(record).siblings(record.digest)
+        num_removed = 0
+        for slot in siblings:
+            if slot == victim or slot not in state.lock_counts:
+                state.remove_ready(slot, state.slots.records.read(slot))
+                self._steps.reached("l1.evicted")
+                num_removed += 1
+        return num_removed
+
+    def remove_where(self, wanted: Callable[[Namespace], bool], force: bool, num_objects_max: int | None = None) -> int:
+        """Remove objects of the wanted namespaces; without `force`, those nobody has locked."""
+        state = self._state
+        found = (
+            slot
+            for namespace in state.namespaces.values()
+            if wanted(namespace)
+            for table in namespace.ready.values()
+            for slot in table.values()
+            if force or slot not in state.lock_counts
+        )
+        slots = list(islice(found, num_objects_max))
+        for slot in slots:
+            state.remove_ready(slot, state.slots.records.read(slot))
+        return len(slots)

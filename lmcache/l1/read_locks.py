@@ -1,0 +1,56 @@
+"""Read locks: counted protection from eviction. Works on L1's tables, under the manager's mutex."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmcache.l1.state import L1State
+from lmcache.l1.values import LockBudget, Place
+
+
+class ReadLocks:
+    """A locked object is not in the eviction policy's order; the last unlock puts it back, as just used."""
+
+    def __init__(self, state: L1State) -> None:
+        self._state = state
+
+    def lock(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
+        """Lock whole chunks as far as the budget reaches; those slots."""
+        slots = self._affordable(slots, num_ranks, budget)
+        counts = self._state.lock_counts
+        for slot in slots:
+            count = counts.get(slot, 0)
+            if not count:
+                self._state.policy.remove(slot)
+            counts[slot] = count + 1
+        return slots
+
+    def unlock(self, places: Sequence[Place]) -> None:
+        """One lock less on each, tail first; a slot that was freed meanwhile is left alone."""
+        state, counts = self._state, self._state.lock_counts
+        for place in reversed(places):
+            if not state.has_word(place.slot, place.slot_word) or place.slot not in counts:
+                continue
+            if counts[place.slot] > 1:
+                counts[place.slot] -= 1
+                continue
+            del counts[place.slot]
+            state.policy.touch((place.slot,))
+
+    def _affordable(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
+        """As many whole chunks as the budget pays for."""
+        records, left = self._state.slots.records, budget.num_bytes
+        if not slots:
+            return slots
+        # All chunks of a prompt are alike: where even all of them as new are paid for, look no closer.
+        chunk_bytes = sum(records.extent(slot)[1] for slot in slots[:num_ranks])
+        if len(slots) // num_ranks * chunk_bytes <= left:
+            return slots
+        for start in range(0, len(slots), num_ranks):
+            for slot in slots[start : start + num_ranks]:
+                length = records.extent(slot)[1]
+                if not budget.is_held(Place(slot, records.slot_word(slot), length)):
+                    left -= length
+            if left < 0:
+                return slots[:start]
+        return slots

@@ -1,0 +1,40 @@
+"""Values of L1's calls: places, statuses, results, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class ReserveStatus(IntEnum):
+    RESERVED = 0
+    EXISTS = 1  # committed already
+    BUSY = 2  # another writer holds it
+    NO_ROOM = 3
+
+
+class Place(NamedTuple):
+    """A slot and the slot word it had when it was promised; `length` in bytes where it matters."""
+
+    slot: int
+    slot_word: int
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LockBudget:
+    """Bytes that may still be locked; places that are held already cost nothing."""
+
+    num_bytes: int
+    is_held: Callable[[Place], bool] = lambda place: False
+
+
+@dataclass(slots=True)
+class ReserveResult:
+    """One status per asked digest; slots of the reserved ones, in the same order."""
+
+    statuses: bytearray = field(default_factory=bytearray)
+    slots: list[int] = field(default_factory=list)
+    num_evicted: int = 0
