@@ -85,7 +85,7 @@ class BareConnector(KVConnectorBase_V1):
         threading.Thread(target=self._copy, name="bare-copy", daemon=True).start()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        for request_id, chunks in self._get_connector_metadata().loads:  # type: ignore[attr-defined]
+        for request_id, chunks in self._get_connector_metadata().loads:
             if self._is_async:
                 self._work.put(("load", (request_id, chunks)))
             elif not self._load(chunks):
@@ -98,7 +98,7 @@ class BareConnector(KVConnectorBase_V1):
         pass
 
     def wait_for_save(self) -> None:
-        for job in self._get_connector_metadata().stores:  # type: ignore[attr-defined]
+        for job in self._get_connector_metadata().stores:
             self._work.put(("store", job))
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:

@@ -146,8 +146,8 @@ def start_server(l1_gib: float, *flags: str, port: int | None = None, name: str 
     ]  # fmt: skip
     with tempfile.TemporaryFile() as errors:
         begun_s = time.perf_counter()
-        # In a session of its own: Ctrl-C is for us, and we end it.
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        # In our process group: what ends us from outside ends it too.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         running = RunningServer(process, port, http_port, SHARED_MEMORY / f"lmcache-{name}", 0.0)
         try:
             _wait_until_healthy(running)
@@ -213,7 +213,12 @@ def join_engine(
     page = bytes_per_token * block_tokens // layers
     num_blocks = 2 * num_tokens // block_tokens
     pages = np.ones((layers, num_blocks, page), dtype=np.uint8)
-    group = KernelGroup(tuple(f"layer.{i}" for i in range(layers)), page, "bfloat16", (num_blocks, 1, block_tokens, page // block_tokens))
+    group = KernelGroup(
+        tuple(f"layer.{i}" for i in range(layers)),
+        page,
+        "bfloat16",
+        (num_blocks, 1, block_tokens, page // block_tokens),
+    )
     layout = KVLayout(block_tokens, num_blocks, (group,), "LBHNC", "synthetic")
     ledger, engine_id = WriteLedger(), secrets.token_hex(8)
     config = MembershipConfig(f"tcp://127.0.0.1:{port}")

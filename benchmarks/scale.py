@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from benchmarks.common import SHARED_MEMORY, Row, median, print_rows
 from lmcache.engine.pool import Pool, PoolConfig
-from lmcache.l1.values import LockBudget, Place
 from lmcache.l1.namespace import NamespaceKey
+from lmcache.l1.values import LockBudget, Place
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol.blobs import split_places
 

@@ -22,12 +22,16 @@ REQUEST_TOKENS = 8192
 # Bytes of KV a token, layers.
 SIZES = ((131072, 32), (12288, 12))
 BLOCK_SIZES = (128, 16)
+PAGE_BYTES = 4096
 ROUNDS = 9
 WARM_UP = 3
 
 
 def main(
-    request_tokens: int = REQUEST_TOKENS, sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = ROUNDS, warm_up: int = WARM_UP
+    request_tokens: int = REQUEST_TOKENS,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
 ) -> list[Row]:
     """`sizes`: bytes of KV a token, and layers."""
     found = []
@@ -47,19 +51,18 @@ def main(
     return found
 
 
-def _measure(
-    engine: SyntheticEngine, block_tokens: int, request_tokens: int, rounds: int, warm_up: int
-) -> list[Row]:
+def _measure(engine: SyntheticEngine, block_tokens: int, request_tokens: int, rounds: int, warm_up: int) -> list[Row]:
     request_bytes = engine.pages.nbytes // 2
-    source, target = np.ones(request_bytes, np.uint8), np.ones(request_bytes, np.uint8)
+    # As large as the engine's pages, and another part of them in each round: as cold as what we copy.
+    source, target = np.ones(engine.pages.nbytes, np.uint8), np.ones(engine.pages.nbytes, np.uint8)
     moves, stores, loads = [], [], []
     for number in range(warm_up + rounds):
+        start = int(np.random.default_rng(number).integers(0, request_bytes // PAGE_BYTES)) * PAGE_BYTES
+        part = slice(start, start + request_bytes)
         begun = time.perf_counter()
-        np.copyto(target, source)
+        np.copyto(target[part], source[part])
         moves.append(time.perf_counter() - begun)
-        store_s, load_s = _store_and_load(
-            engine, number, request_tokens // CHUNK_TOKENS, CHUNK_TOKENS // block_tokens
-        )
+        store_s, load_s = _store_and_load(engine, number, request_tokens // CHUNK_TOKENS, CHUNK_TOKENS // block_tokens)
         stores.append(store_s)
         loads.append(load_s)
     moves, stores, loads = moves[warm_up:], stores[warm_up:], loads[warm_up:]
@@ -78,9 +81,7 @@ def _row(name: str, ratio: float, target: float, has_target: bool) -> Row:
     return Row(name, value, f">= {target:.2f}", ratio >= target) if has_target else Row(name, value)
 
 
-def _store_and_load(
-    engine: SyntheticEngine, number: int, num_chunks: int, per_chunk: int
-) -> tuple[float, float]:
+def _store_and_load(engine: SyntheticEngine, number: int, num_chunks: int, per_chunk: int) -> tuple[float, float]:
     digests = tuple(secrets.token_bytes(32) for _ in range(num_chunks))
     ids = np.random.default_rng(number).permutation(engine.pages.shape[1])[: num_chunks * per_chunk]
     blocks = tuple(tuple(ids[i * per_chunk : (i + 1) * per_chunk].tolist()) for i in range(num_chunks))

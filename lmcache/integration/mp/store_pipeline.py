@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _RESERVED = 0  # l1.manager.ReserveStatus on the wire
 _NO_ROOM = 3
 _COMMITS_IN_FLIGHT_MAX = 4
+_FIRST_BATCH_CHUNKS = 2
 
 
 @dataclass(slots=True)
@@ -103,9 +104,9 @@ class StorePipeline:
 
     def _run(self, job: StoreJob, deadline_s: float, stored: list[bytes]) -> StoreOutcome:
         outcome = StoreOutcome.SKIPPED
-        starts = self._starts(job)
+        parts = self._parts(len(job.digests))
         committing: deque[_Batch] = deque()
-        asked: _Batch | None = self._ask(job, next(starts))
+        asked: _Batch | None = self._ask(job, next(parts))
         try:
             while asked is not None:
                 batch, asked = asked, None
@@ -114,8 +115,8 @@ class StorePipeline:
                     outcome = StoreOutcome.NO_ROOM
                 elif self._clock() > deadline_s or self._is_stopping():
                     outcome = StoreOutcome.DROPPED
-                elif (start := next(starts, None)) is not None:
-                    asked = self._ask(job, start)
+                elif (part := next(parts, None)) is not None:
+                    asked = self._ask(job, part)
                 self._copy_out(batch)
                 if batch.slots:
                     committing.append(batch)
@@ -129,17 +130,19 @@ class StorePipeline:
             raise
         return outcome
 
-    def _starts(self, job: StoreJob) -> Iterator[int]:
-        return iter(range(0, len(job.digests), self._config.chunks_per_batch))
+    def _parts(self, num_chunks: int) -> Iterator[slice]:
+        """Batches that double in size: the first answer comes soon, and few are needed in all."""
+        start, size = 0, min(_FIRST_BATCH_CHUNKS, self._config.chunks_per_batch)
+        while start < num_chunks:
+            yield slice(start, start + size)
+            start, size = start + size, min(2 * size, self._config.chunks_per_batch)
 
-    def _ask(self, job: StoreJob, start: int) -> _Batch:
+    def _ask(self, job: StoreJob, part: slice) -> _Batch:
         joined = self._membership.current
         if joined is None:
             raise LMCacheError("no server")
-        end = start + self._config.chunks_per_batch
-        batch = _Batch(
-            self._next_batch_id(), joined, self._ledger.generation(), job.digests[start:end], job.block_ids[start:end]
-        )
+        generation = self._ledger.generation()
+        batch = _Batch(self._next_batch_id(), joined, generation, job.digests[part], job.block_ids[part])
         self._steps.reached("store.reserve")
         request = m.Reserve(batch.batch_id, job.root, job.cache_salt, b"".join(batch.digests))
         batch.number = self._link.send(joined, request, self._config.rpc_timeout_s)
@@ -175,7 +178,7 @@ class StorePipeline:
             if batch.slots:
                 commit = m.Commit(batch.batch_id, pack_slots(batch.slots))
                 batch.number = self._link.send(batch.joined, commit, self._config.rpc_timeout_s)
-            elif batch.batch_id:
+            else:
                 # Nothing to write: the server may forget the batch.
                 self._link.post(batch.joined, m.AbortBatch(batch.batch_id))
         except BaseException:

@@ -39,7 +39,7 @@ class TransferConfig:
     load_timeout_s: float = 30.0
     store_timeout_s: float = 60.0
     pending_store_bytes_max: int = 8 << 30
-    chunks_per_batch: int = 8
+    chunks_per_batch: int = 16
 
 
 class TransferWorker:
