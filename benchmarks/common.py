@@ -224,8 +224,8 @@ def join_engine(
     config = MembershipConfig(f"tcp://127.0.0.1:{port}")
 
     def as_worker(welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
-        writing = pack_slots(ledger.snapshot_for_registration())
-        return m.RegisterWorker(engine_id, "synthetic", 1, 0, msgspec.json.encode(layout), nonce, 1, writing)
+        attempt, writing = ledger.snapshot_for_registration()
+        return m.RegisterWorker(engine_id, "synthetic", 1, 0, msgspec.json.encode(layout), nonce, attempt, pack_slots(writing))
 
     def as_scheduler(welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
         return m.RegisterScheduler(engine_id, "synthetic", 1, json.dumps({"model": "synthetic"}).encode(), nonce)

@@ -86,6 +86,7 @@ class ManagementModule:
             writing = [Place(slot, word) for slot, word in split_slots(message.writing)]
             self._stores.forget(uid)
             pool.l1.abort_owner(uid, writing)
+        client.attempt = self._attempts[uid]
         logger.info("worker %d registered: model %s, rank %d of %d", client.instance_id, client.model_name,
                     message.rank, message.world_size)  # fmt: skip
         return self._registered(client, engine, chunk_size)

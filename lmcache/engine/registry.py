@@ -37,6 +37,7 @@ class Client:
     rank: int = 0
     layout: KVLayout | None = None
     has_pinged: bool = False
+    attempt: int = 1
     wants_events: bool = False
 
 

@@ -43,9 +43,11 @@ class StoreModule:
         return sum(len(batches.open) for batches in self._batches.values())
 
     def reserve(
-        self, l1: L1Manager, client: Client, batch_id: int, root: bytes, salt: str, digest_blob: bytes
+        self, l1: L1Manager, client: Client, batch_id: int, root: bytes, salt: str, digest_blob: bytes, attempt: int
     ) -> Reserved:
         """Places for the chunks that nobody holds or writes. A repeated batch id is refused."""
+        if attempt != client.attempt:
+            raise RequestRefusedError(ErrorCode.INVALID, "a registration overtook this reserve; ask again")
         if client.kind is not ClientKind.WORKER or client.layout is None:
             raise RequestRefusedError(ErrorCode.FORBIDDEN, "only a worker stores")
         engine = self._registry.engine_of(client)

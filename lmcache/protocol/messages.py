@@ -154,12 +154,14 @@ class ResetEngine(_Message, frozen=True):
 
 
 class Reserve(_Message, frozen=True):
-    """`batch_id` names the batch for `AbortBatch`, should the answer get lost."""
+    """`batch_id` names the batch for `AbortBatch`, should the answer get lost; `attempt` is that of
+    the registration it was made under: one that a later registration overtook is refused."""
 
     batch_id: int
     root: bytes
     cache_salt: str
     digests: bytes
+    attempt: int = 1
 
 
 class Reserved(_Message, frozen=True):

@@ -153,8 +153,9 @@ class Dispatcher:
 
     def _reserve(self, peer: bytes, header: Header, client: Client, message: m.Reserve) -> m.Reply:
         return self._engine.stores.reserve(
-            self._engine.pool.l1, client, message.batch_id, message.root, message.cache_salt, message.digests
-        )
+            self._engine.pool.l1, client, message.batch_id, message.root, message.cache_salt, message.digests,
+            message.attempt,
+        )  # fmt: skip
 
     def _commit(self, peer: bytes, header: Header, client: Client, message: m.Commit) -> m.Reply:
         return self._engine.stores.commit(self._engine.pool.l1, client, message.batch_id, message.slots)

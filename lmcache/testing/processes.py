@@ -182,10 +182,16 @@ class EngineHandle(ChildProcess):
     """An engine of `num_ranks` ranks in one process."""
 
     def __init__(
-        self, nursery: Nursery, name: str, url: str, num_ranks: int = 1, in_pid_namespace: bool = False
+        self,
+        nursery: Nursery,
+        name: str,
+        url: str,
+        num_ranks: int = 1,
+        in_pid_namespace: bool = False,
+        first_batch_chunks: int = 8,
     ) -> None:
         uids = [secrets.randbits(63) | 1 for _ in range(1 + num_ranks)]
-        config = WorkerProcessConfig(url, f"{name}-{uids[0]:x}", uids)
+        config = WorkerProcessConfig(url, f"{name}-{uids[0]:x}", uids, first_batch_chunks=first_batch_chunks)
         super().__init__(name, nursery.fork("worker", config, in_pid_namespace))
 
     def wait_joined(self) -> None:

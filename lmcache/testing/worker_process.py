@@ -32,12 +32,16 @@ _POLLS_MAX = 60_000
 
 
 class WorkerProcessConfig(msgspec.Struct, frozen=True):
-    """`uids`: of the scheduler, then of each rank. Requests have at most `chunks_max` chunks."""
+    """`uids`: of the scheduler, then of each rank. Requests have at most `chunks_max` chunks.
+
+    `first_batch_chunks`: with fewer than a store has, it goes in several batches at once.
+    """
 
     url: str
     engine_id: str
     uids: list[int]
     chunks_max: int = 8
+    first_batch_chunks: int = 8
     rpc_timeout_s: float = 0.5
     heartbeat_s: float = 0.2
 
@@ -48,23 +52,25 @@ class _Rank:
     def __init__(self, config: WorkerProcessConfig, rank: int, faults: FaultObserver) -> None:
         self.rank = rank
         self._config = config
-        self._attempt = 0
         self._ledger = WriteLedger()
         # Half of the blocks are for loads, half for stores: both may be under way.
         self.memory = PagedMemory(rank, 2 * config.chunks_max * BLOCKS_PER_CHUNK)
         connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
         self.membership = Membership(connection, config.uids[1 + rank], "worker", self._registration)
         self.transfers = TransferWorker(
-            TransferConfig(rank, BLOCKS_PER_CHUNK, rpc_timeout_s=config.rpc_timeout_s),
+            TransferConfig(
+                rank, BLOCKS_PER_CHUNK, rpc_timeout_s=config.rpc_timeout_s,
+                first_batch_chunks=config.first_batch_chunks,
+            ),  # fmt: skip
             SteppedCopier(self.memory, faults), self.membership, self._ledger, steps=faults,
         )  # fmt: skip
 
     def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
-        self._attempt += 1
+        attempt, writing = self._ledger.snapshot_for_registration()
         return m.RegisterWorker(
             self._config.engine_id, _MODEL, len(self._config.uids) - 1, self.rank,
-            msgspec.json.encode(make_layout(self.memory.num_blocks)), nonce, self._attempt,
-            pack_slots(self._ledger.snapshot_for_registration()),
+            msgspec.json.encode(make_layout(self.memory.num_blocks)), nonce, attempt,
+            pack_slots(writing),
         )  # fmt: skip
 
     def start(self) -> None:

@@ -93,7 +93,7 @@ def test_a_write_that_came_too_late_is_refused_and_its_slot_freed(joined: Harnes
 
 def test_the_root_must_be_that_of_the_engine_now(joined: Harness) -> None:
     stores, l1 = joined.engine.stores, joined.engine.pool.l1
-    assert "it was reset" in refusal(stores.reserve, l1, joined.client(1), 1, bytes(32), "", DIGESTS[0])[1]
+    assert "it was reset" in refusal(stores.reserve, l1, joined.client(1), 1, bytes(32), "", DIGESTS[0], 1)[1]
 
 
 def test_only_workers_store(joined: Harness) -> None:
@@ -103,7 +103,7 @@ def test_only_workers_store(joined: Harness) -> None:
 def test_a_batch_has_a_bound(joined: Harness) -> None:
     stores, l1 = joined.engine.stores, joined.engine.pool.l1
     blob = bytes(65537 * DIGEST_BYTES)
-    assert "at most 65536" in refusal(stores.reserve, l1, joined.client(1), 1, joined.root(), "", blob)[1]
+    assert "at most 65536" in refusal(stores.reserve, l1, joined.client(1), 1, joined.root(), "", blob, 1)[1]
 
 
 @pytest.mark.parametrize("blob", [b"x", bytes(8), bytes(17)])
@@ -123,3 +123,13 @@ def test_a_full_pool_is_counted(joined: Harness) -> None:
     reserved = joined.reserve(DIGESTS[:17])
     assert list(reserved.statuses).count(ReserveStatus.NO_ROOM) == 1
     assert joined.engine.metrics.l1_allocation_failure.value("l1_store", "org/m") == 1
+
+
+def test_a_reserve_that_a_registration_overtook_takes_no_slot(joined: Harness) -> None:
+    """It would be of a batch the client gave up, and of slots no later registration would name."""
+    joined.worker(attempt=2)
+    stores, l1 = joined.engine.stores, joined.engine.pool.l1
+    late = (l1, joined.client(1), 1, joined.root(), "", b"".join(DIGESTS[:2]), 1)
+    assert "overtook" in refusal(stores.reserve, *late)[1]
+    assert joined.engine.pool.l1.report()["write_locked_count"] == 0
+    assert len(joined.reserve(DIGESTS[:2]).places) > 0

@@ -98,6 +98,7 @@ def lonely_server() -> Iterator[CacheServer]:
 
 @pytest.fixture(scope="module")
 def lonely_engine(lonely_server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
-    """An engine whose server comes and goes."""
+    """An engine whose server comes and goes. Long prompts take several steps."""
     connector = mp_connector(lonely_server.port, lookup_timeout=0.3, mq_timeout=1.0)
-    yield from running(spec_of(model_folder, connector), lonely_server, joins=False)
+    options = {"max_num_batched_tokens": 512}
+    yield from running(spec_of(model_folder, connector, options=options), lonely_server, joins=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,20 @@ class Driver:
 
     def run(self, source: str, **values: Any) -> Any:
         return self.process.run(source, **values)
+
+    def wait_until_joined(self, timeout_s: float = 20.0) -> None:
+        """Both halves are registered with the server as it runs now, not with one before it."""
+        boot_id = self.server.run("result = engine.boot_id")
+        source = (
+            "from vllm.distributed.kv_transfer import get_kv_transfer_group\n"
+            "halves = scheduler.connector._scheduler, get_kv_transfer_group()._worker\n"
+            "joined = [half.membership.current for half in halves]\n"
+            "result = [one.boot_id for one in joined if one is not None and not one.registered.missing_ranks]"
+        )
+        deadline = time.monotonic() + timeout_s
+        while self.run(source) != [boot_id, boot_id] or not self.state["is_joined"]:
+            assert time.monotonic() < deadline, "the engine did not join"
+            time.sleep(0.02)
 
     @property
     def state(self) -> dict[str, Any]:

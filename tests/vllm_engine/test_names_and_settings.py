@@ -58,14 +58,15 @@ def test_keys_without_meaning_are_named_only_where_they_ask_for_something() -> N
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("port", 0), ("port", 65536), ("port", "x"), ("port", 5555.5), ("host", ""), ("host", 7), ("server_urls", [""]),
-        ("server_urls", 5), ("mq_timeout", 0), ("mq_timeout", "soon"), ("mq_timeout", True), ("mq_timeout", None),
-        ("heartbeat_interval", 0.001), ("hash_algorithm", "md5"), ("hash_algorithm", None), ("save_decode_cache", "yes"),
-        ("save_decode_cache", 2), ("model_version", ""), ("model_version", 1), ("load_mode", "eager"), ("copy_threads", 0),
-        ("copy_threads", 65), ("copy_threads", 1.5), ("lookup_wait", -1), ("lookup_wait", float("nan")), ("lookup_wait", 2),
-        ("lookup_timeout", 0), ("load_timeout", 0), ("load_timeout", float("inf")), ("store_timeout", []),
-        ("pending_store_gb", -1), ("held_blocks_fraction", 1.5), ("held_blocks_fraction", "half"),
-        ("token_file", "/nowhere/token"), ("token_file", ""), ("load_failure_policy", "ignore"),
+        ("port", 0), ("port", 65536), ("port", "x"), ("port", 5555.5), ("host", ""), ("host", 7),
+        ("server_urls", [""]), ("server_urls", 5), ("mq_timeout", 0), ("mq_timeout", "soon"), ("mq_timeout", True),
+        ("mq_timeout", None), ("heartbeat_interval", 0.001), ("hash_algorithm", "md5"), ("hash_algorithm", None),
+        ("save_decode_cache", "yes"), ("save_decode_cache", 2), ("model_version", ""), ("model_version", 1),
+        ("load_mode", "eager"), ("copy_threads", 0), ("copy_threads", 65), ("copy_threads", 1.5), ("lookup_wait", -1),
+        ("lookup_wait", float("nan")), ("lookup_wait", 2), ("lookup_timeout", 0), ("load_timeout", 0),
+        ("load_timeout", float("inf")), ("store_timeout", []), ("pending_store_gb", -1), ("held_blocks_fraction", 1.5),
+        ("held_blocks_fraction", "half"), ("token_file", "/nowhere/token"), ("token_file", ""),
+        ("load_failure_policy", "ignore"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_with_key_and_value(key: str, value: object) -> None:
@@ -92,7 +93,9 @@ def test_every_good_value_arrives(tmp_path: pathlib.Path) -> None:
 
 def test_transfer_mode_we_do_not_have_is_refused_wherever_it_is_set() -> None:
     check_transfer_mode({}, {})
-    check_transfer_mode({"lmcache.mp.mp_transfer_mode": "engine_driven"}, {"LMCACHE_MP_TRANSFER_MODE": "lmcache_driven"})
+    check_transfer_mode(
+        {"lmcache.mp.mp_transfer_mode": "engine_driven"}, {"LMCACHE_MP_TRANSFER_MODE": "lmcache_driven"}
+    )
     for extra, environment in (
         ({"lmcache.mp.mp_transfer_mode": "lmcache_driven"}, {}),
         ({}, {"LMCACHE_MP_TRANSFER_MODE": "lmcache_driven"}),

@@ -11,7 +11,6 @@ from lmcache.testing.vllm_engine import Gate
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
 
-
 HOLD_COPY = """
 gather = engine._transfer._copier.gather
 def held(*arguments):
@@ -25,14 +24,14 @@ engine._transfer._copier.gather = held
 def engine(lonely_engine: Driver, lonely_server: CacheServer) -> Driver:
     if not lonely_server.is_running:
         lonely_server.start()
-    assert lonely_engine.process.call("wait_until_joined")
+    lonely_engine.wait_until_joined()
     return lonely_engine
 
 
 def reset(engine: Driver) -> None:
     engine.process.settle()
     assert engine.process.call("reset_with_connector") is True
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
 
 
 def test_old_keys_are_gone_for_good(engine: Driver) -> None:
@@ -76,19 +75,21 @@ def test_save_under_way_is_not_found_afterwards(engine: Driver, tmp_path: pathli
     assert engine.process.call("reset_with_connector") is False
     gate.open()
     engine.run("del engine._transfer._copier.gather")
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     assert engine.hit(prompt, salt).num_cached_tokens == 0
     engine.check_nothing_held()
 
 
 def test_running_requests_are_not_saved_under_the_new_root(engine: Driver) -> None:
     """Half of such a request may be of the old state."""
-    prompt, salt = prompt_of(900, seed=143), new_salt()
+    prompt, salt = prompt_of(1900, seed=143), new_salt()
     reset(engine)
     engine.process.call("add", "running", prompt, 60, salt)
-    engine.process.call("step", 4)
+    while not engine.run("result = any(request.num_computed_tokens for request in scheduler.requests.values())"):
+        engine.process.call("step")
+    assert engine.run("result = all(not request.num_output_tokens for request in scheduler.requests.values())")
     assert engine.process.call("reset_with_connector") is False  # its blocks are in use
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     engine.process.call("finish")
     assert engine.hit(prompt, salt).num_cached_tokens == 0
     engine.check_nothing_held()
@@ -105,9 +106,7 @@ def test_preempted_by_the_reset_and_resumed(engine: Driver) -> None:
         engine.process.call("step")
         if engine.run(is_decoding) and not engine.state["num_open_saves"]:
             break
-    assert engine.run(
-        "result = scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)"
-    )
+    assert engine.run("result = scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)")
     finished = engine.process.call("finish")
     assert len(finished["running"].token_ids) == 300
     engine.check_nothing_held()
@@ -126,6 +125,6 @@ def test_answer_to_a_lookup_from_before_the_reset_is_not_used(engine: Driver) ->
     engine.process.call("step", 2)
     assert engine.process.call("reset_with_connector") is True
     engine.run("del scheduler.connector._scheduler._lookups.lookup")
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     assert engine.process.call("finish")["asked"].num_cached_tokens == 0
     engine.check_nothing_held()

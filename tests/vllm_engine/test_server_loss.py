@@ -34,7 +34,7 @@ def test_life_with_a_server_that_comes_and_goes(lonely_engine: Driver, lonely_se
 
     # It comes: hits, without anybody's help.
     lonely_server.start()
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     engine.store(prompt[:768], salt)
     expected = engine.hit(prompt, salt)
     assert expected.num_cached_tokens == 768
@@ -54,7 +54,7 @@ def test_life_with_a_server_that_comes_and_goes(lonely_engine: Driver, lonely_se
     # Another process adopts the pool: what was stored before is still a hit.
     lonely_server.start()
     assert lonely_server.report()["recovered"] > 0
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     hit = engine.hit(prompt, salt)
     assert hit.num_cached_tokens == 768
     assert same(hit, expected)
@@ -68,7 +68,7 @@ def test_server_that_dies_between_promise_and_load_costs_nothing(
     engine, salt = lonely_engine, new_salt()
     if not lonely_server.is_running:
         lonely_server.start()
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     prompt = prompt_of(1000, seed=120)
     engine.store(prompt[:768], salt)
     expected = engine.prefix_hit(prompt, 768)
@@ -96,7 +96,7 @@ def test_restart_while_requests_run(lonely_engine: Driver, lonely_server: CacheS
     engine, salt = lonely_engine, new_salt()
     if not lonely_server.is_running:
         lonely_server.start()
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     prompts = [prompt_of(500 + 90 * index, seed=130 + index) for index in range(6)]
     engine.process.generate(prompts[:3], 2, salts=[salt] * 3)
     engine.process.settle()
@@ -106,7 +106,7 @@ def test_restart_while_requests_run(lonely_engine: Driver, lonely_server: CacheS
     lonely_server.start()
     outputs = engine.process.answer()
     assert [len(output.token_ids) for output in outputs] == [60] * 6
-    assert engine.process.call("wait_until_joined")
+    engine.wait_until_joined()
     engine.check_nothing_held()
     engine.store(prompts[5], salt)
     assert engine.hit(prompts[5], salt).num_cached_tokens == 768

@@ -45,10 +45,8 @@ def test_events_name_what_was_stored_and_what_left(main_engine: Driver) -> None:
 
 
 def figures(engine: Driver) -> dict[str, float]:
-    source = (
-        "result = {metric.name: metric.value for metric in llm.get_metrics() if metric.name.startswith('vllm:lmcache_')}"
-    )
-    return engine.run(source)
+    ours = "[metric for metric in llm.get_metrics() if metric.name.startswith('vllm:lmcache_')]"
+    return engine.run(f"result = {{metric.name: metric.value for metric in {ours}}}")
 
 
 def test_statistics_reach_the_metrics_of_vllm(main_engine: Driver) -> None:

@@ -34,8 +34,12 @@ class WriteLedger:
         with self._mutex:
             self._writing.difference_update(slots)
 
-    def snapshot_for_registration(self) -> list[tuple[int, int]]:
-        """What the coming registration must name. Voids reserves whose answer is not in yet."""
+    def snapshot_for_registration(self) -> tuple[int, list[tuple[int, int]]]:
+        """Number of the coming registration, and the slots it must name. Voids reserves not answered yet.
+
+        The server, for its part, refuses a reserve made under another registration than its
+        latest: one that arrives late would take slots nobody knows of.
+        """
         with self._mutex:
             self._generation += 1
-            return sorted(self._writing)
+            return self._generation, sorted(self._writing)

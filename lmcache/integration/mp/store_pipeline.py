@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 _RESERVED = 0  # l1.manager.ReserveStatus on the wire
 _NO_ROOM = 3
 _COMMITS_IN_FLIGHT_MAX = 4
-_FIRST_BATCH_CHUNKS = 2
 
 
 @dataclass(slots=True)
@@ -51,7 +50,10 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
+    """Batches double from `first_batch_chunks` up to `chunks_per_batch`."""
+
     chunk_bytes: int
+    first_batch_chunks: int
     chunks_per_batch: int
     rpc_timeout_s: float
 
@@ -106,7 +108,10 @@ class StorePipeline:
         outcome = StoreOutcome.SKIPPED
         parts = self._parts(len(job.digests))
         committing: deque[_Batch] = deque()
-        asked: _Batch | None = self._ask(job, next(parts))
+        joined = self._membership.current
+        if joined is None:
+            raise LMCacheError("no server")
+        asked: _Batch | None = self._ask(job, next(parts), joined)
         try:
             while asked is not None:
                 batch, asked = asked, None
@@ -116,7 +121,7 @@ class StorePipeline:
                 elif self._clock() > deadline_s or self._is_stopping():
                     outcome = StoreOutcome.DROPPED
                 elif (part := next(parts, None)) is not None:
-                    asked = self._ask(job, part)
+                    asked = self._ask(job, part, joined)
                 self._copy_out(batch)
                 if batch.slots:
                     committing.append(batch)
@@ -132,19 +137,18 @@ class StorePipeline:
 
     def _parts(self, num_chunks: int) -> Iterator[slice]:
         """Batches that double in size: the first answer comes soon, and few are needed in all."""
-        start, size = 0, min(_FIRST_BATCH_CHUNKS, self._config.chunks_per_batch)
+        start, size = 0, self._config.first_batch_chunks
         while start < num_chunks:
             yield slice(start, start + size)
             start, size = start + size, min(2 * size, self._config.chunks_per_batch)
 
-    def _ask(self, job: StoreJob, part: slice) -> _Batch:
-        joined = self._membership.current
-        if joined is None:
-            raise LMCacheError("no server")
+    def _ask(self, job: StoreJob, part: slice, joined: Joined) -> _Batch:
+        if self._membership.current is not joined:
+            raise LMCacheError("the registration this store began under is over")
         generation = self._ledger.generation()
         batch = _Batch(self._next_batch_id(), joined, generation, job.digests[part], job.block_ids[part])
         self._steps.reached("store.reserve")
-        request = m.Reserve(batch.batch_id, job.root, job.cache_salt, b"".join(batch.digests))
+        request = m.Reserve(batch.batch_id, job.root, job.cache_salt, b"".join(batch.digests), generation)
         batch.number = self._link.send(joined, request, self._config.rpc_timeout_s)
         return batch
 

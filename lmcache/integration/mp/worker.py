@@ -39,6 +39,7 @@ class TransferConfig:
     load_timeout_s: float = 30.0
     store_timeout_s: float = 60.0
     pending_store_bytes_max: int = 8 << 30
+    first_batch_chunks: int = 2
     chunks_per_batch: int = 16
 
 
@@ -148,7 +149,12 @@ class TransferWorker:
         stores.close()
 
     def _make_pipeline(self) -> StorePipeline:
-        config = StoreConfig(self._chunk_bytes, self._config.chunks_per_batch, self._config.rpc_timeout_s)
+        config = StoreConfig(
+            self._chunk_bytes,
+            self._config.first_batch_chunks,
+            self._config.chunks_per_batch,
+            self._config.rpc_timeout_s,
+        )
         return StorePipeline(
             config, self._copier, self._membership, self._ledger, lambda: next(self._batch_ids),
             self._help_with_loads, lambda: self._stopping, self._clock, self._steps,

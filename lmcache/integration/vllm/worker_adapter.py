@@ -49,7 +49,6 @@ class LMCacheMPWorkerAdapter:
         self._parallel = parallel
         self._clock = clock
         self._client_uid = secrets.randbits(63) | 1
-        self._attempt = 0
         self._ledger = WriteLedger()
         self._layout: KVLayout | None = None
         self._layers: list[Any] = []
@@ -101,11 +100,11 @@ class LMCacheMPWorkerAdapter:
             raise LMCacheError("the KV cache is not registered yet")
         check_chunk_size(welcome.chunk_size, layout.block_size)
         self._start_transfer(layout, welcome.chunk_size)
-        self._attempt += 1
+        attempt, writing = self._ledger.snapshot_for_registration()
         return m.RegisterWorker(
             self._engine_id, self._model_name, self._parallel.world_size, self._parallel.rank,
-            msgspec.json.encode(layout), nonce, self._attempt,
-            pack_slots(self._ledger.snapshot_for_registration()), self._config.token,
+            msgspec.json.encode(layout), nonce, attempt,
+            pack_slots(writing), self._config.token,
         )  # fmt: skip
 
     def _start_transfer(self, layout: KVLayout, chunk_size: int) -> None:
