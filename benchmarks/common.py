@@ -225,7 +225,8 @@ def join_engine(
 
     def as_worker(welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
         attempt, writing = ledger.snapshot_for_registration()
-        return m.RegisterWorker(engine_id, "synthetic", 1, 0, msgspec.json.encode(layout), nonce, attempt, pack_slots(writing))
+        blob = msgspec.json.encode(layout)
+        return m.RegisterWorker(engine_id, "synthetic", 1, 0, blob, nonce, attempt, pack_slots(writing))
 
     def as_scheduler(welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
         return m.RegisterScheduler(engine_id, "synthetic", 1, json.dumps({"model": "synthetic"}).encode(), nonce)

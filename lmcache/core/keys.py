@@ -28,6 +28,10 @@ def check_cache_salt(cache_salt: str) -> str:
     """The salt is the tenant. Empty means none; its characters must survive in file names."""
     if len(cache_salt) > CACHE_SALT_CHARS_MAX:
         raise KeyFormatError(f"cache_salt exceeds max length {CACHE_SALT_CHARS_MAX} (got {len(cache_salt)})")
+    try:
+        cache_salt.encode()
+    except UnicodeEncodeError:
+        raise KeyFormatError("cache_salt must be valid Unicode text (it has a lone surrogate)") from None
     found = frozenset(character for character in _SALT_FORBIDDEN if character in cache_salt)
     if found:
         raise KeyFormatError(f"cache_salt must not contain {found!r} (got {cache_salt!r})")

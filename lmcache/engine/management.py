@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _EVENTS_MAX = 65536
 _REMOVED_DIGESTS_PER_PONG = 4096
 _DELETE_BATCH = 2000
+_BLOCK_BYTES_MAX = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,4 +240,6 @@ def _parse_layout(blob: bytes) -> KVLayout:
         raise RequestRefusedError(ErrorCode.INVALID, f"the KV layout cannot be read: {error}") from error
     if layout.block_size < 1 or not layout.num_layers or any(group.page_bytes < 1 for group in layout.groups):
         raise RequestRefusedError(ErrorCode.INVALID, "the KV layout has blocks without tokens or pages without bytes")
+    if layout.block_bytes > _BLOCK_BYTES_MAX:
+        raise RequestRefusedError(ErrorCode.INVALID, f"a block has at most {_BLOCK_BYTES_MAX} bytes over all layers")
     return layout

@@ -14,7 +14,9 @@ _NOT_A_POLICY = {"base"}
 def policy_names() -> list[str]:
     """Every policy in this folder, by the name the command line takes."""
     modules = (info.name for info in pkgutil.iter_modules(__path__))
-    return sorted(importlib.import_module(f"{__name__}.{name}").Policy.name for name in modules if name not in _NOT_A_POLICY)
+    return sorted(
+        importlib.import_module(f"{__name__}.{name}").Policy.name for name in modules if name not in _NOT_A_POLICY
+    )
 
 
 def make_policy(name: str) -> EvictionPolicy:

@@ -72,14 +72,14 @@ class ClientLock(FileLock):
 
 
 def is_locked(path: pathlib.Path) -> bool | None:
-    """Whether another process holds the lock; None if there is no such file.
+    """Whether another process holds the lock; None if there is no such file, or it is not ours to ask.
 
     It asks the kernel and takes nothing, so it cannot get in the way of a client that is
     just starting. A lock of this process itself does not show.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     try:
         query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -21,6 +21,7 @@ from lmcache.memory.records import SlotReader
 _MADV_POPULATE_WRITE = 23
 _SLICE_BYTES = 64 << 20
 _WAIT_S = 0.05
+_WAIT_S_MAX = 5.0
 
 
 class PoolMapping:
@@ -54,7 +55,7 @@ class PoolMapping:
         self.bytes = np.frombuffer(self._pool, dtype=np.uint8)
 
     def contains(self, offset: int, length: int) -> bool:
-        return 0 <= offset and 0 < length and offset + length <= self.geometry.pool_bytes
+        return offset >= 0 and length > 0 and offset + length <= self.geometry.pool_bytes
 
     def touch_ahead(self, should_stop: Callable[[], bool]) -> None:
         """Map the pool's pages before they are used, following the server as it populates them.
@@ -63,12 +64,14 @@ class PoolMapping:
         kernel works; meant for a background thread, ends when all is mapped.
         """
         libc = ctypes.CDLL(None, use_errno=True)
-        address, position = self.bytes.ctypes.data, 0
+        address, position, wait_s = self.bytes.ctypes.data, 0, _WAIT_S
         while position < self.geometry.pool_bytes and not should_stop():
             length = min(_SLICE_BYTES, populated_bytes(self._index) - position)
             if length <= 0:
-                time.sleep(_WAIT_S)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _WAIT_S_MAX)  # the server may be out of memory for good
                 continue
+            wait_s = _WAIT_S
             if libc.madvise(ctypes.c_void_p(address + position), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
                 return  # an old kernel: pages are mapped on first use instead
             position += length

@@ -67,7 +67,15 @@ class Dispatcher:
         except Exception:  # the root of a request: log, count, go on
             logger.exception("a request failed")
             reply = self._failure(m.ErrorCode.INTERNAL, "internal error; the server's log has the details")
-        return encode_frame(number, self._engine.boot_id, 0, reply)
+        return self._encode(number, reply)
+
+    def _encode(self, number: int, reply: m.Reply) -> bytes:
+        try:
+            return encode_frame(number, self._engine.boot_id, 0, reply)
+        except (msgspec.MsgspecError, OverflowError, ValueError):
+            logger.exception("an answer could not be encoded")
+            failure = self._failure(m.ErrorCode.INTERNAL, "the answer could not be encoded; see the server's log")
+            return encode_frame(number, self._engine.boot_id, 0, failure)
 
     def _failure(self, code: str, text: str) -> m.Failure:
         self._engine.metrics.bad_requests.add(1, code)

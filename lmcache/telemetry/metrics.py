@@ -13,6 +13,10 @@ from typing import TypeVar
 
 Labels = tuple[str, ...]
 
+# Label values come from outside (a salt per user): past this many, the rest is counted as one.
+CHILDREN_MAX = 1000
+OTHER = "other"
+
 # The buckets documented for instruments that set none.
 DEFAULT_BUCKETS = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000)
 
@@ -31,6 +35,8 @@ class Counter:
         if not amount:
             return
         with self._mutex:
+            if labels not in self._values and len(self._values) >= CHILDREN_MAX:
+                labels = (OTHER,) * len(labels)
             self._values[labels] = self._values.get(labels, 0) + amount
 
     def values(self) -> dict[Labels, float]:

@@ -97,7 +97,11 @@ class Arena:
         self._num_born += 1
         is_apart = self._config.uses_namespaces and self._rng.random() < 0.3
         engine = EngineHandle(
-            self._nursery, f"engine-{self._num_born}", self._url, self._config.num_ranks, in_pid_namespace=is_apart,
+            self._nursery,
+            f"engine-{self._num_born}",
+            self._url,
+            self._config.num_ranks,
+            in_pid_namespace=is_apart,
             first_batch_chunks=self._rng.choice((1, 2, 8)),
         )
         self._set_going(engine)

@@ -8,7 +8,7 @@ os.environ.update(ENVIRONMENT)
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
-import vllm  # noqa: E402, F401
-import vllm.model_executor.models.llama  # noqa: E402, F401
-import vllm.v1.engine.llm_engine  # noqa: E402, F401
-import vllm.v1.worker.cpu_worker  # noqa: E402, F401
+import vllm
+import vllm.model_executor.models.llama
+import vllm.v1.engine.llm_engine
+import vllm.v1.worker.cpu_worker  # noqa: F401

@@ -6,6 +6,7 @@ it loads it checks byte by byte.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import time
@@ -59,11 +60,16 @@ class _Rank:
         self.membership = Membership(connection, config.uids[1 + rank], "worker", self._registration)
         self.transfers = TransferWorker(
             TransferConfig(
-                rank, BLOCKS_PER_CHUNK, rpc_timeout_s=config.rpc_timeout_s,
+                rank,
+                BLOCKS_PER_CHUNK,
+                rpc_timeout_s=config.rpc_timeout_s,
                 first_batch_chunks=config.first_batch_chunks,
-            ),  # fmt: skip
-            SteppedCopier(self.memory, faults), self.membership, self._ledger, steps=faults,
-        )  # fmt: skip
+            ),
+            SteppedCopier(self.memory, faults),
+            self.membership,
+            self._ledger,
+            steps=faults,
+        )
 
     def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
         attempt, writing = self._ledger.snapshot_for_registration()
@@ -181,7 +187,7 @@ class EngineProcess:
     def keep(self, request_id: str, promise: Promise, num_chunks: int) -> Promise:
         """Take less than was offered."""
         self._lookups.release(request_id, promise, num_chunks)
-        return Promise(promise.boot_id, promise.pool_id, promise.chunks[:num_chunks])
+        return dataclasses.replace(promise, chunks=promise.chunks[:num_chunks])
 
     def end(self, request_id: str) -> None:
         self._lookups.end(request_id, self._boot_ids.pop(request_id, 0))
@@ -279,6 +285,7 @@ def _blocks(chunk_number: int) -> tuple[int, ...]:
 class _PackedPromise(msgspec.Struct):
     boot_id: int
     pool_id: bytes
+    chunk_size: int
     chunks: list[list[tuple[bytes, int, int, int, int]]]
 
 
@@ -287,13 +294,13 @@ def _pack_promise(promise: Promise) -> bytes:
         [(place.digest, place.slot, place.slot_word, place.offset, place.length) for place in ranks]
         for ranks in promise.chunks
     ]
-    return msgspec.msgpack.encode(_PackedPromise(promise.boot_id, promise.pool_id, chunks))
+    return msgspec.msgpack.encode(_PackedPromise(promise.boot_id, promise.pool_id, promise.chunk_size, chunks))
 
 
 def _unpack_promise(blob: bytes) -> Promise:
     packed = msgspec.msgpack.decode(blob, type=_PackedPromise)
     chunks = tuple(tuple(PromisedChunk(*place) for place in ranks) for ranks in packed.chunks)
-    return Promise(packed.boot_id, packed.pool_id, chunks)
+    return Promise(packed.boot_id, packed.pool_id, packed.chunk_size, chunks)
 
 
 def main(channel: c.Channel, config_blob: bytes) -> None:

@@ -68,7 +68,8 @@ class Harness:
 
     def reserve(self, digests: list[bytes], batch_id: int = 1, uid: int = 1, salt: str = "") -> m.Reserved:
         stores, l1 = self.engine.stores, self.engine.pool.l1
-        return stores.reserve(l1, self.client(uid), batch_id, self.root(uid), salt, b"".join(digests), self.client(uid).attempt)
+        client = self.client(uid)
+        return stores.reserve(l1, client, batch_id, self.root(uid), salt, b"".join(digests), client.attempt)
 
     def commit(self, reserved: m.Reserved, batch_id: int = 1, uid: int = 1) -> m.Committed:
         return self.engine.stores.commit(self.engine.pool.l1, self.client(uid), batch_id, slots_of(reserved))

@@ -51,9 +51,7 @@ def test_a_block_outside_the_cache_is_named(block_id):
 def server():
     folder = pathlib.Path(f"/dev/shm/lmcache-test-checksum-{uuid.uuid4().hex[:8]}")
     config = EngineConfig(PoolConfig(folder, Geometry.for_pool(1 << 20)), chunk_size=32)
-    running = LocalServer(
-        LocalServerConfig(config, "tcp://127.0.0.1:*"), MetricRegistry(), PeriodicThreadRegistry()
-    )
+    running = LocalServer(LocalServerConfig(config, "tcp://127.0.0.1:*"), MetricRegistry(), PeriodicThreadRegistry())
     running.loop.start()
     yield running
     running.stop()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lmcache.errors import RequestRefusedError, ServerUnavailableError
 from lmcache.integration.mp.membership import Joined, Membership
 from lmcache.protocol import messages as m
 from lmcache.transport.client import Connection
+
+_SLICE_S = 0.005
 
 
 class Link:
@@ -24,11 +28,22 @@ class Link:
             self._membership.lose(joined.boot_id)
             raise
 
-    def wait(self, joined: Joined, number: int, timeout_s: float, what: str) -> m.Reply:
-        """The answer to a request; `what` names the request in the error if none comes."""
+    def wait(self, joined: Joined, number: int, timeout_s: float, what: str, meanwhile: Callable[[], None]) -> m.Reply:
+        """The answer to a request; `what` names the request in the error if none comes.
+
+        `meanwhile` is called every few milliseconds: other work must not wait for a server
+        that does not answer. Its time does not count.
+        """
         connection = self._connected(joined)
         try:
-            return connection.wait_or_raise(number, timeout_s, what)
+            left_s = timeout_s
+            while left_s > _SLICE_S:
+                reply = connection.wait(number, _SLICE_S)
+                if reply is not None:
+                    return reply
+                left_s -= _SLICE_S
+                meanwhile()
+            return connection.wait_or_raise(number, left_s, what)
         except ServerUnavailableError:
             self._membership.lose(joined.boot_id)
             raise
@@ -37,11 +52,15 @@ class Link:
                 self._membership.lose(joined.boot_id)
             raise
 
-    def forget(self, joined: Joined, number: int) -> None:
-        self._connected(joined).forget(number)
+    def forget(self, number: int) -> None:
+        if self._connection is not None:
+            self._connection.forget(number)
 
     def post(self, joined: Joined, message: m.Request) -> bool:
-        return self._connected(joined).post(message, joined.boot_id)
+        """Send without wanting the answer. False where it cannot arrive: no connection, or another boot by now."""
+        if self._connection is None or self._boot_id != joined.boot_id:
+            return False
+        return self._connection.post(message, joined.boot_id)
 
     def _connected(self, joined: Joined) -> Connection:
         if self._connection is None or self._boot_id != joined.boot_id:

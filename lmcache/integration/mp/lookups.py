@@ -7,6 +7,7 @@ does not answer in time is taken for gone until the control thread says otherwis
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from lmcache.protocol import messages as m
 from lmcache.protocol.blobs import split_places
 from lmcache.transport.client import Connection
 
+_UNSENT_MAX = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Promise:
@@ -24,6 +27,7 @@ class Promise:
 
     boot_id: int
     pool_id: bytes
+    chunk_size: int
     chunks: tuple[tuple[PromisedChunk, ...], ...]
 
 
@@ -31,7 +35,7 @@ class Promise:
 # prompts after every join would be misses.
 _CONNECT_S = 0.1
 
-NOTHING = Promise(0, b"", ())
+NOTHING = Promise(0, b"", 0, ())
 
 
 @dataclass(slots=True)
@@ -52,6 +56,7 @@ class LookupClient:
         self._connection: Connection | None = None
         self._boot_id = 0
         self._asked: dict[str, _Asked] = {}
+        self._unsent: deque[tuple[int, m.Request]] = deque(maxlen=_UNSENT_MAX)
 
     def lookup(self, request_id: str, cache_salt: str, digests: Sequence[bytes], wait_s: float) -> Promise | None:
         """What is held of these chunks; None: not known yet, ask again. Locks what it promises."""
@@ -125,6 +130,7 @@ class LookupClient:
             self._connection = None
 
     def _ask(self, request_id: str, cache_salt: str, digests: Sequence[bytes]) -> _Asked | None:
+        self._send_unsent()
         joined = self._membership.current
         if joined is None or not digests:
             return None
@@ -141,23 +147,31 @@ class LookupClient:
     def _promise(self, asked: _Asked, found: m.Found) -> Promise:
         places = split_places(found.places)
         if not found.num_chunks:
-            return Promise(asked.joined.boot_id, b"", ())
+            return Promise(asked.joined.boot_id, b"", asked.joined.welcome.chunk_size, ())
         num_ranks = len(places) // found.num_chunks
         chunks = tuple(
             tuple(PromisedChunk(digest, *place) for place in places[index * num_ranks : (index + 1) * num_ranks])
             for index, digest in enumerate(asked.digests[: found.num_chunks])
         )
-        return Promise(asked.joined.boot_id, asked.joined.welcome.pool_id, chunks)
+        welcome = asked.joined.welcome
+        return Promise(asked.joined.boot_id, welcome.pool_id, welcome.chunk_size, chunks)
 
     def _refused(self, asked: _Asked, error: RequestRefusedError) -> None:
         if error.code in (m.ErrorCode.UNREGISTERED, m.ErrorCode.NOT_READY):
             self._membership.lose(asked.joined.boot_id)
 
     def _post_to_boot(self, boot_id: int, message: m.Request) -> None:
-        """Only to the boot it is meant for: another one knows nothing of it."""
+        """Only to the boot it is meant for: another one knows nothing of it. While the registration
+        is being renewed, it waits for the next chance."""
+        self._unsent.append((boot_id, message))
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
         joined = self._membership.current
-        if joined is not None and joined.boot_id == boot_id:
-            self._post(joined, message)
+        while joined is not None and self._unsent:
+            boot_id, message = self._unsent.popleft()
+            if boot_id == joined.boot_id:
+                self._post(joined, message)
 
     def _post(self, joined: Joined, message: m.Request) -> None:
         self._connected(joined).post(message, joined.boot_id)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _DECLINED_RETRY_S = 10.0
-_INCOMPLETE_RETRY_S = 0.05
+_INCOMPLETE_RETRY_S = 0.025
 _POLL_S = 0.2
 
 
@@ -84,6 +84,7 @@ class Membership:
         self._mapping: PoolMapping | None = None
         self._lock: ClientLock | None = None
         self._event_cursor = 0
+        self._incomplete_retry_s = _INCOMPLETE_RETRY_S
         self._said = ""
         self._stop = threading.Event()
         self._lost = threading.Event()
@@ -186,6 +187,8 @@ class Membership:
         if not isinstance(registered, m.Registered):
             raise LMCacheError(f"the server answered a registration with {type(registered).__name__}")
         epoch = registration.epoch if isinstance(registration, m.RegisterScheduler) else b""
+        if self._last is None or self._last.boot_id != connection.boot_id:
+            self._event_cursor = 0
         joined = Joined(connection.boot_id, welcome.ipc_url, mapping, welcome, registered, epoch)
         if self._on_joined is not None:
             self._on_joined(joined)
@@ -208,7 +211,9 @@ class Membership:
             return
         if self._lock is not None:
             self._lock.release()
-        self._lock = ClientLock(folder, self.client_uid)
+        # Open to whom the folder is open to: a server of another user must be able to ask for the lock.
+        mode = 0o660 if (folder / "clients").stat().st_mode & 0o020 else 0o600
+        self._lock = ClientLock(folder, self.client_uid, mode)
 
     def _stay(self) -> float:
         """Heartbeat and answer questions until something is lost or must be asked again."""
@@ -218,7 +223,9 @@ class Membership:
             return _RETRY_S
         if joined.registered.missing_ranks or (self.role == "scheduler" and not joined.registered.root):
             self._lost.set()
-            return _INCOMPLETE_RETRY_S
+            self._incomplete_retry_s = min(2 * self._incomplete_retry_s, _DECLINED_RETRY_S)
+            return self._incomplete_retry_s
+        self._incomplete_retry_s = _INCOMPLETE_RETRY_S
         next_ping_s = time.monotonic() + self.config.heartbeat_s
         while not self._stop.is_set() and not self._lost.is_set():
             connection.receive(_POLL_S)

@@ -30,7 +30,7 @@ _NO_ROOM = 3
 _COMMITS_IN_FLIGHT_MAX = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch:
     """`slots` are ours to write from `granted` until `settled`."""
 
@@ -105,35 +105,41 @@ class StorePipeline:
         return StoreResult(job.job_id, outcome, tuple(stored), num_bytes, self._clock() - begun_s)
 
     def _run(self, job: StoreJob, deadline_s: float, stored: list[bytes]) -> StoreOutcome:
-        outcome = StoreOutcome.SKIPPED
-        parts = self._parts(len(job.digests))
-        committing: deque[_Batch] = deque()
+        open_batches: list[_Batch] = []  # asked for and not settled; whatever ends the job gives them up
+        try:
+            return self._drive(job, deadline_s, stored, open_batches)
+        finally:
+            for batch in open_batches:
+                self._give_up(batch)
+
+    def _drive(self, job: StoreJob, deadline_s: float, stored: list[bytes], open_batches: list[_Batch]) -> StoreOutcome:
         joined = self._membership.current
         if joined is None:
             raise LMCacheError("no server")
-        asked: _Batch | None = self._ask(job, next(parts), joined)
-        try:
-            while asked is not None:
-                batch, asked = asked, None
-                self._take_grant(batch)
-                if _NO_ROOM in batch.statuses:
-                    outcome = StoreOutcome.NO_ROOM
-                elif self._clock() > deadline_s or self._is_stopping():
-                    outcome = StoreOutcome.DROPPED
-                elif (part := next(parts, None)) is not None:
-                    asked = self._ask(job, part, joined)
-                self._copy_out(batch)
-                if batch.slots:
-                    committing.append(batch)
-                while len(committing) > _COMMITS_IN_FLIGHT_MAX:
-                    stored += self._settle(committing.popleft())
-            while committing:
-                stored += self._settle(committing.popleft())
-        except BaseException:
-            for batch in [*committing, *([asked] if asked is not None else [])]:
-                self._give_up(batch)
-            raise
-        return outcome
+        parts = self._parts(len(job.digests))
+        committing: deque[_Batch] = deque()
+        outcome = StoreOutcome.SKIPPED
+        part = next(parts, None) if not self._is_late(deadline_s) else None
+        asked = self._ask(job, part, joined, open_batches) if part is not None else None
+        while asked is not None:
+            batch, asked = asked, None
+            self._take_grant(batch)
+            if self._is_late(deadline_s):
+                break
+            if _NO_ROOM in batch.statuses:
+                outcome = StoreOutcome.NO_ROOM
+            elif (part := next(parts, None)) is not None:
+                asked = self._ask(job, part, joined, open_batches)
+            self._copy_out(batch)
+            committing.append(batch)
+            if len(committing) > _COMMITS_IN_FLIGHT_MAX:
+                stored += self._settle(committing.popleft(), open_batches)
+        while committing:
+            stored += self._settle(committing.popleft(), open_batches)
+        return StoreOutcome.DROPPED if self._is_late(deadline_s) else outcome
+
+    def _is_late(self, deadline_s: float) -> bool:
+        return self._clock() > deadline_s or self._is_stopping()
 
     def _parts(self, num_chunks: int) -> Iterator[slice]:
         """Batches that double in size: the first answer comes soon, and few are needed in all."""
@@ -142,69 +148,65 @@ class StorePipeline:
             yield slice(start, start + size)
             start, size = start + size, min(2 * size, self._config.chunks_per_batch)
 
-    def _ask(self, job: StoreJob, part: slice, joined: Joined) -> _Batch:
+    def _ask(self, job: StoreJob, part: slice, joined: Joined, open_batches: list[_Batch]) -> _Batch:
         if self._membership.current is not joined:
             raise LMCacheError("the registration this store began under is over")
         generation = self._ledger.generation()
         batch = _Batch(self._next_batch_id(), joined, generation, job.digests[part], job.block_ids[part])
         self._steps.reached("store.reserve")
         request = m.Reserve(batch.batch_id, job.root, job.cache_salt, b"".join(batch.digests), generation)
+        open_batches.append(batch)
         batch.number = self._link.send(joined, request, self._config.rpc_timeout_s)
         return batch
 
+    def _wait(self, batch: _Batch, what: str) -> m.Reply:
+        """The answer to the batch's request; loads that wait meanwhile are served."""
+        return self._link.wait(batch.joined, batch.number, self._config.rpc_timeout_s, what, self._between_chunks)
+
     def _take_grant(self, batch: _Batch) -> None:
         """Wait for the places. From here on the slots are ours, unless a registration came between."""
-        try:
-            reply = self._link.wait(batch.joined, batch.number, self._config.rpc_timeout_s, "Reserve")
-            if not isinstance(reply, m.Reserved):
-                raise LMCacheError(f"the server answered a reserve with {type(reply).__name__}")
-            self._steps.reached("store.granted")
-            places = split_places(reply.places)
-            slots = [(slot, word) for slot, word, _, _ in places]
-            if not self._ledger.begin(batch.generation, slots):
-                raise LMCacheError("a registration crossed the reserve")
-        except BaseException:
-            self._give_up(batch)
-            raise
+        reply = self._wait(batch, "Reserve")
+        if not isinstance(reply, m.Reserved):
+            raise LMCacheError(f"the server answered a reserve with {type(reply).__name__}")
+        self._steps.reached("store.granted")
+        places = split_places(reply.places)
+        slots = [(slot, word) for slot, word, _, _ in places]
+        if not self._ledger.begin(batch.generation, slots):
+            raise LMCacheError("a registration crossed the reserve")
         batch.statuses, batch.places, batch.slots = reply.statuses, places, slots
 
     def _copy_out(self, batch: _Batch) -> None:
         """Copy every chosen chunk and send the commit."""
-        try:
-            memory = batch.joined.mapping.bytes
-            for index, (_, _, offset, length) in zip(batch.chosen(), batch.places, strict=True):
-                if length != self._config.chunk_bytes or not batch.joined.mapping.contains(offset, length):
-                    raise LMCacheError(f"a slot of {length} bytes for a chunk of {self._config.chunk_bytes}")
-                self._steps.reached("store.copy")
-                self._copier.gather(batch.block_ids[index], memory[offset : offset + length])
-                self._between_chunks()
-            self._steps.reached("store.commit")
-            if batch.slots:
-                commit = m.Commit(batch.batch_id, pack_slots(batch.slots))
-                batch.number = self._link.send(batch.joined, commit, self._config.rpc_timeout_s)
-            else:
-                # Nothing to write: the server may forget the batch.
-                self._link.post(batch.joined, m.AbortBatch(batch.batch_id))
-        except BaseException:
-            self._give_up(batch)
-            raise
+        memory = batch.joined.mapping.bytes
+        for index, (_, _, offset, length) in zip(batch.chosen(), batch.places, strict=True):
+            if length != self._config.chunk_bytes or not batch.joined.mapping.contains(offset, length):
+                raise LMCacheError(f"a slot of {length} bytes for a chunk of {self._config.chunk_bytes}")
+            self._steps.reached("store.copy")
+            self._copier.gather(batch.block_ids[index], memory[offset : offset + length])
+            self._between_chunks()
+        self._steps.reached("store.commit")
+        if batch.slots:
+            commit = m.Commit(batch.batch_id, pack_slots(batch.slots))
+            batch.number = self._link.send(batch.joined, commit, self._config.rpc_timeout_s)
 
-    def _settle(self, batch: _Batch) -> list[bytes]:
+    def _settle(self, batch: _Batch, open_batches: list[_Batch]) -> list[bytes]:
         """Wait for the commit's answer; the digests it made findable. Raises if it was refused."""
-        try:
-            reply = self._link.wait(batch.joined, batch.number, self._config.rpc_timeout_s, "Commit")
-            self._steps.reached("store.answered")
-            if not isinstance(reply, m.Committed) or reply.num_accepted != len(batch.slots):
-                raise LMCacheError("the server refused a commit: it was too late, or the engine was reset")
-        except BaseException:
-            self._give_up(batch)
-            raise
+        if not batch.slots:
+            # There was nothing to write: the server may forget the batch.
+            self._link.post(batch.joined, m.AbortBatch(batch.batch_id))
+            open_batches.remove(batch)
+            return []
+        reply = self._wait(batch, "Commit")
+        self._steps.reached("store.answered")
+        if not isinstance(reply, m.Committed) or reply.num_accepted != len(batch.slots):
+            raise LMCacheError("the server refused a commit: it was too late, or the engine was reset")
+        open_batches.remove(batch)
         self._ledger.end(batch.slots)
         return [batch.digests[index] for index in batch.chosen()]
 
     def _give_up(self, batch: _Batch) -> None:
         """Tell the server that this batch is over. What it does not hear, the next registration says."""
-        self._link.forget(batch.joined, batch.number)
+        self._link.forget(batch.number)
         if not self._link.post(batch.joined, m.AbortBatch(batch.batch_id)):
             self._membership.lose(batch.joined.boot_id)
         self._ledger.end(batch.slots)

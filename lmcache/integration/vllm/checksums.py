@@ -17,6 +17,8 @@ def block_checksums(
     float32 first; a chunk is `chunk_size` blocks, the last may be short. Raises
     IndexError for a block outside the cache.
     """
+    if chunk_size < 1:
+        raise IndexError(f"chunk_size must be positive (got {chunk_size})")
     num_blocks = min(layer.shape[block_axis] for layer in layers)
     outside = [block_id for block_id in block_ids if not 0 <= block_id < num_blocks]
     if outside:

@@ -45,8 +45,8 @@ class AdapterDigests:
         self._replaced: set[tuple[str, str]] = set()
 
     def digest(self, name: str, path: str) -> str:
-        folder = find_local(path, None, None)
         try:
+            folder = find_local(path, None, None)
             signature = _signature(folder)
             with self._mutex:
                 known = self._known.get((name, path))

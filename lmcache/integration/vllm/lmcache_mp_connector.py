@@ -95,7 +95,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
             wants_events=wants_events,
         )
         if wants_events:
-            scheduler.events = EventLog()
+            scheduler.planner.events = EventLog()
         scheduler.start()
         return scheduler
 
@@ -170,6 +170,8 @@ class LMCacheMPConnector(KVConnectorBase_V1):
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         if self._worker is None:
             return KVConnectorTransferResults()
+        # Under speculative decoding not every pipeline rank is asked to wait for saves.
+        self.wait_for_save()
         ended, failed = self._worker.take_finished_loads()
         return KVConnectorTransferResults(None, ended or None, failed)
 
@@ -225,9 +227,9 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         return self._scheduler is not None and self._scheduler.saves.num_open > 0
 
     def take_events(self) -> Iterable[KVCacheEvent]:
-        if self._scheduler is None or self._scheduler.events is None:
+        if self._scheduler is None or self._scheduler.planner.events is None:
             return ()
-        return self._scheduler.events.take()
+        return self._scheduler.planner.events.take()
 
     def reset_cache(self) -> bool | None:
         if self._scheduler is None:

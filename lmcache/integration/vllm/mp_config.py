@@ -27,7 +27,7 @@ _WITHOUT_MEANING = {
     "autostart.server_args": "start `lmcache server` yourself",
     "autostart.wait_timeout": "start `lmcache server` yourself",
 }
-_OFF_VALUES = {None, False, "", "false", "False", 0}
+_OFF_VALUES: tuple[object, ...] = (None, False, "", "false", "False", [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,24 @@ def _server_url(given: Mapping[str, object]) -> tuple[str, list[str]]:
         if not isinstance(listed, (list, tuple)) or not all(isinstance(url, str) and url.strip() for url in listed):
             raise ConfigError(f"{_PREFIX}server_urls must be a list or comma-separated string of URLs (got {urls!r})")
         several = [f"{_PREFIX}server_urls names {len(listed)} servers; the first is used"] if len(listed) > 1 else []
-        return _with_scheme(listed[0].strip()), several
+        return _checked_url(_PREFIX + "server_urls", _with_scheme(listed[0].strip())), several
     host = _text(_PREFIX + "host", given.get("host", "tcp://localhost"))
     port = _integer(1, 65535)(_PREFIX + "port", given.get("port", _PORT))
-    return f"{_with_scheme(host)}:{port}", []
+    return _checked_url(_PREFIX + "host", f"{_with_scheme(host)}:{port}"), []
 
 
 def _with_scheme(host: str) -> str:
     return host if "://" in host else f"tcp://{host}"
+
+
+def _checked_url(key: str, url: str) -> str:
+    """A URL that ZMQ can connect to: tcp://host:port, or ipc://path."""
+    scheme, _, rest = url.partition("://")
+    host, _, port = rest.rpartition(":")
+    is_tcp = scheme == "tcp" and bool(host) and port.isdecimal() and 0 < int(port) < 65536
+    if not is_tcp and not (scheme == "ipc" and rest.startswith("/")):
+        raise ConfigError(f"{key} must give tcp://host:port or ipc:///path (got {url!r})")
+    return url
 
 
 def _text(key: str, value: object) -> str:

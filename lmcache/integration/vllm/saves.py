@@ -45,6 +45,14 @@ class SaveLedger:
     def null_block_id(self) -> int:
         return int(self._pool.null_block.block_id)
 
+    def is_pool_empty(self) -> bool:
+        """Whether vLLM holds no block at all, as after a reset that succeeded."""
+        return self._pool is None or self._pool.get_num_free_blocks() >= self._pool.num_gpu_blocks - 1
+
+    def forget_cached(self, block_ids: Iterable[int]) -> None:
+        """Take blocks out of vLLM's prefix cache; who uses them keeps them."""
+        self._pool.evict_blocks(set(block_ids))
+
     def has_room(self, num_blocks: int) -> bool:
         """Whether so many more blocks may be kept from vLLM."""
         return bool(self._num_held + num_blocks <= self._held_fraction * self._pool.num_gpu_blocks)

@@ -18,14 +18,15 @@ from lmcache.core.hashing import PrefixChain, make_algorithm
 from lmcache.core.keys import check_cache_salt
 from lmcache.core.layout import check_chunk_size
 from lmcache.errors import DeclinedError, KeyFormatError, LMCacheError
-from lmcache.integration.mp.jobs import LoadChunk, LoadJob, StoreJob
+from lmcache.integration.mp.jobs import LoadJob
 from lmcache.integration.mp.lookups import NOTHING, LookupClient
 from lmcache.integration.mp.membership import Joined, Membership, MembershipConfig
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
-from lmcache.integration.vllm.kv_events import EventLog
+from lmcache.integration.vllm.load_plan import chunks_needed, plan_load
 from lmcache.integration.vllm.metadata import MPConnectorMetadata, MPWorkerReport
 from lmcache.integration.vllm.mp_config import MPConnectorConfig
 from lmcache.integration.vllm.parallel import ParallelStrategy
+from lmcache.integration.vllm.save_planner import SavePlanner
 from lmcache.integration.vllm.saves import SaveLedger
 from lmcache.integration.vllm.stats import MPConnectorStats
 from lmcache.integration.vllm.tracker import LoadState, RequestTracker
@@ -70,14 +71,14 @@ class LMCacheMPSchedulerAdapter:
         self._clock = clock
         self._epoch = b""
         self._trackers: dict[str, RequestTracker] = {}
-        self._unsaved: dict[str, Request] = {}
         self._new_loads: list[LoadJob] = []
         self._loading: set[str] = set()
-        self._described: dict[int, _Described] = {}
         self._said: set[str] = set()
-        self.saves = SaveLedger(parallel.world_size, config.held_blocks_fraction)
+        self._is_async = config.load_mode == "async"
+        self._is_doubtful = False
         self.stats = MPConnectorStats()
-        self.events: EventLog | None = None
+        self.saves = SaveLedger(parallel.world_size, config.held_blocks_fraction)
+        self.planner = SavePlanner(self.saves, block_size, config.save_decode_cache, self._rehash, lambda: self.stats)
         self.membership = Membership(
             MembershipConfig(config.url, config.token, config.mq_timeout_s, config.heartbeat_s),
             secrets.randbits(63) | 1,
@@ -108,8 +109,8 @@ class LMCacheMPSchedulerAdapter:
         )  # fmt: skip
 
     def _on_removed(self, digests: bytes) -> None:
-        if self.events is not None:
-            self.events.removed(digests)
+        if self.planner.events is not None:
+            self.planner.events.removed(digests)
 
     def _current(self) -> Joined | None:
         """The registration in force, once its root is known and belongs to the present epoch."""
@@ -149,22 +150,20 @@ class LMCacheMPSchedulerAdapter:
                 return None, False
             self._take_promise(tracker, promise)
             self._count_lookup(tracker, joined)
-        return self._offer(tracker, request, joined)
+        return self._offer(tracker, request)
 
-    def _offer(self, tracker: RequestTracker, request: Request, joined: Joined) -> tuple[int, bool]:
-        is_async = self._config.load_mode == "async"
-        held = len(tracker.promise.chunks) * joined.welcome.chunk_size
+    def _offer(self, tracker: RequestTracker, request: Request) -> tuple[int, bool]:
+        held = len(tracker.promise.chunks) * tracker.promise.chunk_size
         # A synchronous load must leave a token to compute; an asynchronous one recomputes it by itself.
-        num_tokens = min(held, request.num_tokens - (0 if is_async else 1)) - tracker.local_tokens
+        num_tokens = min(held, request.num_tokens - (0 if self._is_async else 1)) - tracker.local_tokens
         if num_tokens <= 0:
             return 0, False
-        return num_tokens, is_async
+        return num_tokens, self._is_async
 
     def _is_promise_fresh(self, tracker: RequestTracker, joined: Joined) -> bool:
         promise = tracker.promise
         return (
-            bool(promise.chunks)
-            and promise.boot_id == joined.boot_id
+            promise.boot_id == joined.boot_id
             and tracker.num_asked_chunks == len(tracker.chain.digests)  # type: ignore[union-attr]
             and self._clock() - tracker.promised_at_s < _PROMISE_REUSE_S
         )
@@ -194,8 +193,8 @@ class LMCacheMPSchedulerAdapter:
                 return None
             tracker = RequestTracker(request.request_id, salt, ChunkExtras(request))
             self._trackers[request.request_id] = tracker
-            if self._can_save:
-                self._unsaved[request.request_id] = request
+            if self._can_save and not self._is_doubtful:
+                self.planner.follow(tracker, request)
         return tracker
 
     def _rehash(self, tracker: RequestTracker, request: Request, joined: Joined) -> bool:
@@ -205,19 +204,16 @@ class LMCacheMPSchedulerAdapter:
             tracker.root = joined.registered.root
             tracker.chain = PrefixChain(make_algorithm(joined.welcome.hash_algorithm), tracker.root, chunk_size)
             tracker.promise, tracker.num_known_chunks = NOTHING, 0
-        num_tokens = self._hashable_tokens(request)
+        num_tokens = self.planner.final_tokens(request)
         if num_tokens // chunk_size > len(tracker.chain.digests):
             try:
                 tracker.extras.extend(num_tokens, chunk_size)
                 tracker.chain.extend(request.all_token_ids, tracker.extras.by_chunk, num_tokens)
             except LMCacheError as error:
                 self._say_once(f"a request is served without cache: {error}")
-                self._unsaved.pop(request.request_id, None)
+                self.planner.unfollow(request.request_id)
                 return False
         return bool(tracker.chain.digests)
-
-    def _hashable_tokens(self, request: Request) -> int:
-        return int(request.num_tokens if self._config.save_decode_cache else max(request.num_prompt_tokens, 0))
 
     # Allocation and loads
 
@@ -229,34 +225,15 @@ class LMCacheMPSchedulerAdapter:
         if num_external_tokens <= 0:
             self._drop_promise(tracker)
             return
-        chunks = self._load_chunks(tracker, block_ids, num_external_tokens)
-        self._lookups.release(request.request_id, tracker.promise, tracker.last_chunk_needed)
+        null_block_id = self.saves.null_block_id if self.saves.is_bound else None
+        promise, first = tracker.promise, tracker.local_tokens
+        chunks = plan_load(promise, self._block_size, first, num_external_tokens, block_ids, null_block_id)
+        self._lookups.release(request.request_id, promise, chunks_needed(promise, first + num_external_tokens))
         tracker.load_state = LoadState.PENDING
         self._loading.add(request.request_id)
         tracker.loaded_tokens = num_external_tokens
-        self._new_loads.append(LoadJob(request.request_id, tracker.promise.pool_id, chunks))
-
-    def _load_chunks(
-        self, tracker: RequestTracker, block_ids: Sequence[int], num_external_tokens: int
-    ) -> tuple[LoadChunk, ...]:
-        """Which blocks of which chunk go where; a load may start and end inside a chunk."""
-        blocks_per_chunk = self._blocks_per_chunk(tracker)
-        first = tracker.local_tokens // self._block_size
-        last = -(-(tracker.local_tokens + num_external_tokens) // self._block_size)
-        null_block_id = self.saves.null_block_id if self.saves.is_bound else None
-        chunks = []
-        for index in range(first // blocks_per_chunk, -(-last // blocks_per_chunk)):
-            start, end = max(first, index * blocks_per_chunk), min(last, (index + 1) * blocks_per_chunk)
-            for run_start, run in _runs_without(null_block_id, start, list(block_ids[start:end])):
-                chunks.append(LoadChunk(tracker.promise.chunks[index], run_start - index * blocks_per_chunk, run))
-        tracker.last_chunk_needed = -(-last // blocks_per_chunk)
-        return tuple(chunks)
-
-    def _blocks_per_chunk(self, tracker: RequestTracker) -> int:
-        joined = self.membership.last
-        if joined is None:
-            raise DeclinedError("there is no server to have promised anything")
-        return joined.welcome.chunk_size // self._block_size
+        tracker.loading_blocks = tuple(block_ids[first // self._block_size :])
+        self._new_loads.append(LoadJob(request.request_id, promise.pool_id, chunks))
 
     def _drop_promise(self, tracker: RequestTracker) -> None:
         if tracker.promise.chunks:
@@ -271,77 +248,10 @@ class LMCacheMPSchedulerAdapter:
         joined = self._current()
         # What is computed on top of a synchronous load is worth nothing until every rank has
         # confirmed that load, also for requests that share its blocks: save in a later step.
-        is_unsure = self._config.load_mode == "sync" and bool(self._loading)
-        if self._unsaved and joined is not None and self.saves.is_bound and not is_unsure:
-            for new in output.scheduled_new_reqs:
-                self._save(output, new.req_id, new.num_computed_tokens, joined, meta)
-            cached = output.scheduled_cached_reqs
-            for request_id, num_computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-                self._save(output, request_id, num_computed, joined, meta)
+        is_unsure = not self._is_async and bool(self._loading)
+        if joined is not None and not is_unsure:
+            meta.stores = self.planner.plan(output, joined)
         return meta
-
-    def _save(
-        self, output: SchedulerOutput, request_id: str, num_computed: int, joined: Joined, meta: MPConnectorMetadata
-    ) -> None:
-        """Hand over the chunks that this step makes whole, of tokens that are final."""
-        request = self._unsaved.get(request_id)
-        if request is None:
-            return
-        tracker = self._trackers[request_id]
-        chunk_size = joined.welcome.chunk_size
-        final = min(num_computed + output.num_scheduled_tokens[request_id], self._hashable_tokens(request))
-        if tracker.root == joined.registered.root and final // chunk_size <= tracker.num_known_chunks:
-            self._stop_saving_if_done(tracker, request, chunk_size)
-            return
-        if self._rehash(tracker, request, joined) and final // chunk_size > tracker.num_known_chunks:
-            self._hand_over(output, tracker, request, final // chunk_size, joined, meta)
-        self._stop_saving_if_done(tracker, request, chunk_size)
-
-    def _hand_over(
-        self, output: SchedulerOutput, tracker: RequestTracker, request: Request, num_chunks: int, joined: Joined,
-        meta: MPConnectorMetadata,
-    ) -> None:  # fmt: skip
-        state = output.kv_connector_block_state
-        block_ids = state.get_block_ids(request.request_id) if state is not None else None
-        if not block_ids:
-            return
-        per_chunk = joined.welcome.chunk_size // self._block_size
-        first = tracker.num_known_chunks
-        tracker.num_known_chunks = num_chunks
-        null_block_id = self.saves.null_block_id
-        rows = []
-        for index in range(first, num_chunks):
-            blocks = tuple(block_ids[0][index * per_chunk : (index + 1) * per_chunk])
-            if len(blocks) == per_chunk and null_block_id not in blocks:
-                rows.append((index, blocks))
-        if not rows:
-            return
-        if not self.saves.has_room(len(rows) * per_chunk):
-            self.stats.add("dropped_stores")
-            return
-        digests = tracker.chain.digests  # type: ignore[union-attr]
-        job_id = self.saves.open(request.request_id, [block for _, blocks in rows for block in blocks])
-        chosen = tuple(digests[index] for index, _ in rows)
-        meta.stores.append(
-            StoreJob(job_id, tracker.root, tracker.cache_salt, chosen, tuple(blocks for _, blocks in rows))
-        )
-        if self.events is not None:
-            self._describe(job_id, tracker, request, [index for index, _ in rows], joined.welcome.chunk_size)
-
-    def _stop_saving_if_done(self, tracker: RequestTracker, request: Request, chunk_size: int) -> None:
-        if not self._config.save_decode_cache and tracker.num_known_chunks >= request.num_prompt_tokens // chunk_size:
-            self._unsaved.pop(request.request_id, None)
-
-    def _describe(
-        self, job_id: int, tracker: RequestTracker, request: Request, indices: list[int], chunk_size: int
-    ) -> None:
-        """Remember what a stored chunk's event must say."""
-        digests = tracker.chain.digests  # type: ignore[union-attr]
-        self._described[job_id] = _Described(
-            {digests[i]: digests[i - 1] if i else None for i in indices},
-            {digests[i]: list(request.all_token_ids[i * chunk_size : (i + 1) * chunk_size]) for i in indices},
-            request.lora_request.lora_name if request.lora_request else None,
-        )
 
     # Reports from the workers
 
@@ -353,11 +263,8 @@ class LMCacheMPSchedulerAdapter:
             self._load_ended(request_id, request_id in (output.failed_recving or ()))
 
     def _take_report(self, report: MPWorkerReport) -> None:
-        for job_id, count in report.stores.items():
-            if self.saves.report(job_id, count):
-                described = self._described.pop(job_id, None)
-                if described is not None and self.events is not None:
-                    described.tell(self.events, report.stored.get(job_id, ()))
+        self.planner.take_report(report)
+        failed = []
         for request_id, count in report.loads.items():
             tracker = self._trackers.get(request_id)
             if tracker is None:
@@ -366,6 +273,9 @@ class LMCacheMPSchedulerAdapter:
             tracker.num_ranks_loaded += count
             if tracker.num_ranks_loaded >= self._parallel.world_size:
                 self._load_ended(request_id, tracker.has_failed)
+                failed += [tracker] if tracker.has_failed else []
+        if failed:
+            self._distrust(failed)
 
     def _load_ended(self, request_id: str, has_failed: bool) -> None:
         """Every rank is done with the promised places."""
@@ -385,11 +295,21 @@ class LMCacheMPSchedulerAdapter:
         if tracker.is_finished:
             self._end(tracker)
 
+    def _distrust(self, failed: list[RequestTracker]) -> None:
+        """Synchronous loads failed: vLLM has their blocks in its prefix cache already, and keeps them there.
+
+        They leave it, and no running request that may share them is saved any more. One request
+        that failed alone recomputes its own blocks, so its saves are right again.
+        """
+        for tracker in failed:
+            self.saves.forget_cached(tracker.loading_blocks)
+        self.planner.unfollow_all(but=failed[0].request_id if len(failed) == 1 else None)
+
     # The end
 
     def request_finished(self, request: Request) -> dict[str, Any] | None:
         tracker = self._trackers.get(request.request_id)
-        self._unsaved.pop(request.request_id, None)
+        self.planner.unfollow(request.request_id)
         if tracker is None:
             return None
         answer = self._token_stats(tracker, request)
@@ -415,21 +335,26 @@ class LMCacheMPSchedulerAdapter:
         self._lookups.end(tracker.request_id, tracker.session_boot_id)
 
     def reset_cache(self, timeout_s: float) -> bool:
-        """The engine's state changed: nothing stored so far is its KV any more. False if a server
-        that we are registered with did not confirm it."""
+        """The engine's state changed: nothing stored so far is its KV any more.
+
+        False if a server that we are registered with did not confirm it, or if vLLM could not
+        forget its own blocks: then nothing is saved until a reset succeeds, since new requests
+        may build on KV of the old state.
+        """
         was_joined = self._current() is not None
         self._epoch = secrets.token_bytes(16)
         is_told = self._lookups.reset(self._epoch, timeout_s) if was_joined else True
-        self.membership.refresh()
         # What running requests have computed belongs to the old state: none of it may be saved
         # under the new root, not even the chunks that become whole later.
-        self._unsaved.clear()
+        self.planner.unfollow_all()
+        self._is_doubtful = not self.saves.is_pool_empty()
+        if self._is_doubtful:
+            logger.warning("vLLM still holds KV from before the reset: nothing is saved until a reset succeeds")
         for tracker in self._trackers.values():
             if tracker.load_state is LoadState.NONE:
                 self._drop_promise(tracker)
-        # A request that goes on keeps KV of the old state, which must not be stored under the new root.
-        self._unsaved = {key: one for key, one in self._unsaved.items() if not one.num_computed_tokens}
-        return is_told
+        self.membership.refresh()
+        return is_told and not self._is_doubtful
 
     def take_stats(self) -> MPConnectorStats | None:
         if self.stats.is_empty():
@@ -441,33 +366,3 @@ class LMCacheMPSchedulerAdapter:
         if text not in self._said and len(self._said) < 1000:
             self._said.add(text)
             logger.warning("%s", text)
-
-
-class _Described:
-    """What the events of one save must say, by digest."""
-
-    def __init__(
-        self, parents: dict[bytes, bytes | None], tokens: dict[bytes, list[int]], lora_name: str | None
-    ) -> None:
-        self._parents = parents
-        self._tokens = tokens
-        self._lora_name = lora_name
-
-    def tell(self, events: EventLog, stored: Sequence[bytes]) -> None:
-        known = [digest for digest in stored if digest in self._parents]
-        events.stored(known, [self._parents[d] for d in known], [self._tokens[d] for d in known], self._lora_name)
-
-
-def _runs_without(null_block_id: int | None, start: int, block_ids: list[int]) -> list[tuple[int, tuple[int, ...]]]:
-    """Consecutive blocks with their first position, null blocks (out of a sliding window) left out."""
-    if null_block_id is None or null_block_id not in block_ids:
-        return [(start, tuple(block_ids))] if block_ids else []
-    runs: list[tuple[int, tuple[int, ...]]] = []
-    current: list[int] = []
-    for position, block_id in enumerate([*block_ids, null_block_id], start):
-        if block_id != null_block_id:
-            current.append(block_id)
-        elif current:
-            runs.append((position - len(current), tuple(current)))
-            current = []
-    return runs

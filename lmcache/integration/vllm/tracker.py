@@ -26,7 +26,7 @@ class RequestTracker:
     session_boot_id: the server that knows of this request, whatever it holds for it now; 0: none.
     num_known_chunks: leading chunks that need no store: held at lookup, or handed to a store.
     has_failed: a load failed once; nothing is promised to this request again.
-    last_chunk_needed: how many leading chunks the load under way reads.
+    loading_blocks: vLLM's blocks from the first loaded one on.
     is_finished: vLLM has ended it, and only a load under way keeps it here.
     """
 
@@ -46,4 +46,4 @@ class RequestTracker:
     has_failed: bool = False
     is_finished: bool = False
     num_ranks_loaded: int = 0
-    last_chunk_needed: int = 0
+    loading_blocks: tuple[int, ...] = ()

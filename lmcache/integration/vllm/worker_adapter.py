@@ -215,7 +215,7 @@ class LMCacheMPWorkerAdapter:
         """Runs in the control thread: MD5s of the pages as they are now."""
         try:
             rows = block_checksums(self._layers, query.block_ids, query.chunk_size, query.layerwise)
-        except (LMCacheError, IndexError) as error:
+        except (LMCacheError, IndexError, RuntimeError, TypeError) as error:
             return m.ChecksumResult(query.query_id, [], str(error))
         return m.ChecksumResult(query.query_id, rows)
 
