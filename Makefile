@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # The warnings of the build tools concern those who package, not those who run a target.
-PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
