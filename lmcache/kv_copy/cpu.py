@@ -1,19 +1,22 @@
 """Copying between host memory and the pool with numpy, which releases the interpreter meanwhile.
 
 `take` and fancy assignment over whole pages come near the speed of one memmove of the same
-bytes; loops over blocks and token-major layouts do not. Neighbouring blocks, which is what
-engines mostly allocate, are copied as slices.
+bytes; token-major layouts do not. Large pages are copied block by block, which is faster
+still, and neighbouring blocks, which is what engines mostly allocate, as slices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lmcache.errors import DeclinedError
 
 _WORD_BYTES = 8
+_LARGE_PAGE_BYTES = 100000000
 
 
 class CpuCopier:
@@ -33,10 +36,13 @@ class CpuCopier:
         first = _first_of_run(ids)
         for region in self._regions:
             part, position = self._part(region, slot, position, len(ids))
-            if first is None:
-                np.take(region, ids, axis=1, out=part, mode="clip")
-            else:
+            if first is not None:
                 np.copyto(part, region[:, first : first + len(ids)])
+            elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
+                for position_in_chunk, block_id in enumerate(block_ids):
+                    np.copyto(part[:, position_in_chunk], region[:, block_id])
+            else:
+                np.take(region, ids, axis=1, out=part, mode="clip")
 
     def scatter(self, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
         ids = self._checked(block_ids)
@@ -50,10 +56,13 @@ class CpuCopier:
             wanted = part[:, first_block : first_block + len(ids)]
             if first is not None:
                 np.copyto(region[:, first : first + len(ids)], wanted)
-                continue
-            # Layer by layer: a single fancy axis is the faster path in numpy.
-            for layer, pages in zip(region, wanted, strict=True):
-                layer[ids] = pages
+            elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
+                for position_in_chunk, block_id in enumerate(block_ids):
+                    np.copyto(region[:, block_id], wanted[:, position_in_chunk])
+            else:
+                # Layer by layer: a single fancy axis is the faster path in numpy.
+                for layer, pages in zip(region, wanted, strict=True):
+                    layer[ids] = pages
 
     def _checked(self, block_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(block_ids, dtype=np.int64)
@@ -67,6 +76,10 @@ class CpuCopier:
         num_bytes = layers * num_blocks * page * region.itemsize
         part = slot[position : position + num_bytes].view(region.dtype).reshape(layers, num_blocks, page)
         return part, position + num_bytes
+
+
+def _page_bytes(region: npt.NDArray[Any]) -> int:
+    return int(region.shape[2] * region.itemsize)
 
 
 def _first_of_run(ids: np.ndarray) -> int | None:

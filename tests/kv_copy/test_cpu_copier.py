@@ -9,7 +9,7 @@ from lmcache.errors import DeclinedError
 from lmcache.kv_copy.cpu import CpuCopier
 
 NUM_BLOCKS = 12
-SHAPES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 7, 8, 24, 64])), min_size=1, max_size=3)
+SHAPES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 7, 8, 24, 96 << 10])), min_size=1, max_size=3)
 
 
 def make_regions(shapes, seed=0):
