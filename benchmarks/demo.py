@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.common import RunningServer, children_kept_quiet, free_port, interrupt_once, start_server
-from lmcache.testing.vllm_engine import SMALL_LLAMA, EngineProcess, EngineSpec, mp_connector
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_models import SMALL_LLAMA
+from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 
 _POOL_GIB = 0.5
 _CLIENTS = 2  # vLLM's scheduler and its one worker

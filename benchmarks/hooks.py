@@ -16,7 +16,9 @@ from types import FunctionType
 from typing import Any
 
 from benchmarks.common import Row, children_kept_quiet, print_rows, server
-from lmcache.testing.vllm_engine import SMALL_LLAMA, EngineProcess, EngineSpec, mp_connector
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_models import SMALL_LLAMA
+from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 
 PROMPT_TOKENS = 4096
 PROMPTS = 20

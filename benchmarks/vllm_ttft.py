@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.common import CHUNK_TOKENS, Row, children_kept_quiet, median, print_rows, server
-from lmcache.testing.vllm_engine import SMALL_LLAMA, EngineProcess, EngineSpec, mp_connector
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_models import SMALL_LLAMA
+from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 
 # Prompt length in tokens -> milliseconds that a hit may take beyond the bare connector's.
 TARGETS_MS = {4096: 10.0, 8192: 15.0}

@@ -10,8 +10,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from lmcache.testing.vllm_engine import ENVIRONMENT, EngineSpec, Gate, Output
 from lmcache.testing.vllm_models import has_weights, write_model, write_weights
+from lmcache.testing.vllm_spec import ENVIRONMENT, EngineSpec, Gate, Output
 
 
 def serve(spec: EngineSpec, pipe: Connection) -> None:

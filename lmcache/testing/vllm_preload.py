@@ -2,7 +2,7 @@
 
 import os
 
-from lmcache.testing.vllm_engine import ENVIRONMENT
+from lmcache.testing.vllm_spec import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from lmcache.testing.vllm_engine import EngineProcess, EngineSpec, Output
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import EngineSpec, Output
 
 MODES = {
     "async": {"block_size": 32, "num_gpu_blocks_override": 96, "max_model_len": 2048},

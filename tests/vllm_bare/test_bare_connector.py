@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lmcache.testing.vllm_engine import Output
+from lmcache.testing.vllm_spec import Output
 from tests.vllm_bare.conftest import BareEngine
 
 MakePrompt = Callable[..., list[int]]

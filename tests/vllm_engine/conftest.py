@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from lmcache.testing.vllm_engine import EngineProcess, EngineSpec, mp_connector
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcache.testing.vllm_engine import EngineProcess, Output
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import Output
 from tests.vllm_engine.cache_server import CacheServer
 
 BLOCK, CHUNK, VOCABULARY = 128, 256, 2000

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from lmcache.testing.vllm_engine import Gate
+from lmcache.testing.vllm_spec import Gate
 from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmcache.testing.vllm_engine import mp_connector
+from lmcache.testing.vllm_spec import mp_connector
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import running, spec_of
 from tests.vllm_engine.driver import BLOCK, CHUNK, Driver, held, new_salt, prompt_of, same, worst_error

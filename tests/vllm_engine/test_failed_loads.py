@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lmcache.testing.vllm_engine import Gate
+from lmcache.testing.vllm_spec import Gate
 from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same, worst_error
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from lmcache.errors import ConfigError
 from lmcache.integration.vllm.mp_config import MPConnectorConfig, check_transfer_mode, parse_mp_config
-from lmcache.testing.vllm_engine import EngineProcess, mp_connector
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import mp_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import spec_of

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lmcache.integration.vllm.layout import unsupported_reason
-from lmcache.testing.vllm_engine import TINY_LLAMA, mp_connector
-from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_GEMMA3, TINY_LFM2, write_adapter
+from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_GEMMA3, TINY_LFM2, TINY_LLAMA, write_adapter
+from lmcache.testing.vllm_spec import mp_connector
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import running, spec_of
 from tests.vllm_engine.driver import Driver, held, new_salt, prompt_of, same, worst_error

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from lmcache.testing.vllm_engine import mp_connector
 from lmcache.testing.vllm_models import TINY_LLAMA, write_model, write_weights
+from lmcache.testing.vllm_spec import mp_connector
 from tests.server.running import RunningServer, free_port
 
 CHUNK = 256

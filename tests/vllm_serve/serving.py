@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
-from lmcache.testing.vllm_engine import ENVIRONMENT
 from lmcache.testing.vllm_models import TINY_LLAMA
+from lmcache.testing.vllm_spec import ENVIRONMENT
 from tests.conftest import child_env
 from tests.server.running import RunningServer, free_port
 

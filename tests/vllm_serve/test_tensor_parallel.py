@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lmcache.testing.vllm_engine import EngineProcess, EngineSpec
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import EngineSpec
 from tests.server.running import RunningServer
 from tests.vllm_serve.conftest import CHUNK
 from tests.vllm_serve.serving import handicapped, l1_status, num_clients, random_prompt, status, wait_until, worker_ids

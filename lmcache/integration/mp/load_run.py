@@ -8,7 +8,7 @@ from lmcache.integration.mp.jobs import LoadChunk, LoadJob, LoadResult
 
 
 class LoadRun:
-    """Thread-safe. The first `error` fails the whole load; the chunks left are then only counted off."""
+    """Thread-safe. One `error` fails the whole load; the chunks left are then only counted off."""
 
     def __init__(self, job: LoadJob, deadline_s: float, begun_s: float) -> None:
         self.job = job
@@ -32,6 +32,15 @@ class LoadRun:
         with self._mutex:
             self._left -= 1
             return self._left == 0
+
+    def fail(self, error: str) -> None:
+        """The load has failed, whatever its other chunks come to. The first error is kept."""
+        with self._mutex:
+            self.error = self.error or error
+
+    def copied(self, num_bytes: int) -> None:
+        with self._mutex:
+            self.num_bytes += num_bytes
 
     def result(self, now_s: float) -> LoadResult:
         return LoadResult(self.job.request_id, not self.error, self.num_bytes, now_s - self._begun_s, self.error)

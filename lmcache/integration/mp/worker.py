@@ -179,11 +179,14 @@ class TransferWorker:
         if run.error:
             return
         try:
-            run.error = self._copy_in(run, chunk)
+            failure = self._copy_in(run, chunk)
         except Exception as error:  # the root of a copy: a failed load, never a lost one
             logger.exception("a load failed")
-            run.error = f"{type(error).__name__}: {error}"
-        run.num_bytes += len(chunk.block_ids) * self._copier.block_bytes
+            failure = f"{type(error).__name__}: {error}"
+        if failure:
+            run.fail(failure)
+        else:
+            run.copied(len(chunk.block_ids) * self._copier.block_bytes)
 
     def _copy_in(self, run: LoadRun, chunk: LoadChunk) -> str:
         """Empty, or why these bytes must not be trusted."""
