@@ -51,7 +51,7 @@ def promised(pool: Pool) -> tuple[LoadChunk, ...]:
     assert len(pool.l1.commit(1, [Place(slot, word) for slot, word, _, _ in places])) == len(DIGESTS)
     found = split_places(pool.l1.lookup(KEY, [RANK], DIGESTS, LockBudget(1 << 30))[1])
     chunks = [PromisedChunk(digest, *place) for digest, place in zip(DIGESTS, found, strict=True)]
-    chunks[0] = dataclasses.replace(chunks[0], digest=b"\xff" * 32)  # not what its slot holds
+    chunks[3] = dataclasses.replace(chunks[3], digest=b"\xff" * 32)  # not what its slot holds
     return tuple(LoadChunk((chunk,), 0, (number,)) for number, chunk in enumerate(chunks))
 
 
