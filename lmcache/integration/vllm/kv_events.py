@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
 
@@ -12,6 +13,7 @@ from lmcache.core.hashing import DIGEST_BYTES
 MEDIUM = "LMCACHE"
 _EVENTS_MAX = 100_000
 _TOLD_MAX = 1_000_000
+_REMOVED_PER_EVENT = 4096
 
 
 class EventLog:
@@ -42,6 +44,13 @@ class EventLog:
         gone = [digest for digest in digests if self._told.pop(digest, self) is None]
         if gone:
             self._events.append(BlockRemoved(block_hashes=list(gone), medium=MEDIUM))
+
+    def all_removed(self) -> None:
+        """The engine was reset: nothing told of so far can be hit by it again."""
+        gone, self._told = list(self._told), OrderedDict()
+        for start in range(0, len(gone), _REMOVED_PER_EVENT):
+            part: list[Any] = gone[start : start + _REMOVED_PER_EVENT]
+            self._events.append(BlockRemoved(block_hashes=part, medium=MEDIUM))
 
     def take(self) -> Iterable[KVCacheEvent]:
         events = []

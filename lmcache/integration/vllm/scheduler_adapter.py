@@ -353,6 +353,8 @@ class LMCacheMPSchedulerAdapter:
         for tracker in self._trackers.values():
             if tracker.load_state is LoadState.NONE:
                 self._drop_promise(tracker)
+        if self.planner.events is not None:
+            self.planner.events.all_removed()
         self.membership.refresh()
         return is_told and not self._is_doubtful
 
