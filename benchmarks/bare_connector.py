@@ -71,6 +71,9 @@ class BareConnector(KVConnectorBase_V1):
         self._work: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._done_loads: deque[tuple[str, bool]] = deque()
         self._done_stores: deque[int] = deque()
+        self._load_ended = threading.Event()
+        self._num_loading = 0
+        self._is_idle_step = False
         self._bad_blocks: set[int] = set()
 
     @property
@@ -85,8 +88,10 @@ class BareConnector(KVConnectorBase_V1):
         threading.Thread(target=self._copy, name="bare-copy", daemon=True).start()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        self._is_idle_step = forward_context.attn_metadata is None
         for request_id, chunks in self._get_connector_metadata().loads:
             if self._is_async:
+                self._num_loading += 1
                 self._work.put(("load", (request_id, chunks)))
             elif not self._load(chunks):
                 self._bad_blocks.update(block for _, _, blocks in chunks for block in blocks)
@@ -102,10 +107,15 @@ class BareConnector(KVConnectorBase_V1):
             self._work.put(("store", job))
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        # An engine that only polls would fight the copying thread for the interpreter.
+        if self._is_idle_step and self._num_loading and not self._done_loads:
+            self._load_ended.wait(0.002)
+        self._load_ended.clear()
         ended, failed = set(), set()
         while self._done_loads:
             request_id, is_ok = self._done_loads.popleft()
             ended.add(request_id)
+            self._num_loading -= 1
             if not is_ok:
                 failed.add(request_id)
         return KVConnectorTransferResults(None, ended or None, failed)  # type: ignore[arg-type]
@@ -125,6 +135,7 @@ class BareConnector(KVConnectorBase_V1):
             kind, job = self._work.get()
             if kind == "load":
                 self._done_loads.append((job[0], self._load(job[1])))
+                self._load_ended.set()
             else:
                 for digest, blocks in job[1]:
                     self._store(digest, blocks)

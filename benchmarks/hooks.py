@@ -21,7 +21,8 @@ from lmcache.testing.vllm_models import SMALL_LLAMA
 from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 
 PROMPT_TOKENS = 4096
-PROMPTS = 20
+PROMPTS = 12
+SHORT_TOKENS, SHORT_PROMPTS = 512, 200
 DECODED_TOKENS = 400
 SHARE_MAX = 0.01
 P99_MS_MAX = 1.0
@@ -61,7 +62,7 @@ class HookTimes:
 
 def main(
     model: dict[str, Any] | None = None, prompt_tokens: int = PROMPT_TOKENS, prompts: int = PROMPTS,
-    decoded_tokens: int = DECODED_TOKENS,
+    decoded_tokens: int = DECODED_TOKENS, short_prompts: int = SHORT_PROMPTS,
 ) -> list[Row]:  # fmt: skip
     model = model or SMALL_LLAMA
     with (
@@ -81,8 +82,12 @@ def main(
             engine.generate([first], 2)  # slower than all after it
             engine.settle()
             engine.run("from benchmarks.hooks import install; install(engine)")
-            rows = _rows(f"prefill of {prompt_tokens} tokens", _times(engine, drawn[1:], 1))
-            rows += _rows("decode", _times(engine, [drawn[0][:200]], decoded_tokens))
+            rows = _share_rows(f"prefill of {prompt_tokens} tokens", _times(engine, drawn[1:], 1))
+            times = _times(engine, [drawn[0][:200]], decoded_tokens)
+            rows += [*_share_rows("decode", times), _p99_row("decode", times)]
+            # A hook that is called once a prompt: only many prompts have a 99th percentile.
+            short = [[rng.randrange(model["vocab_size"]) for _ in range(SHORT_TOKENS)] for _ in range(short_prompts)]
+            rows.append(_p99_row(f"{short_prompts} prompts of {SHORT_TOKENS} tokens", _times(engine, short, 1)))
         finally:
             engine.close()
     print_rows(f"our hooks, {prompts} prompts that miss", rows)
@@ -101,16 +106,19 @@ def _times(engine: EngineProcess, prompts: list[list[int]], max_tokens: int) -> 
     return found
 
 
-def _rows(phase: str, times: HookTimes) -> list[Row]:
-    wall, cpu = times.wall_share, times.cpu_share
-    name, p99_s = times.worst()
-    p99_ms, limit = p99_s * 1000, f"<= {SHARE_MAX:.0%} of step time"
+def _share_rows(phase: str, times: HookTimes) -> list[Row]:
+    wall, cpu, limit = times.wall_share, times.cpu_share, f"<= {SHARE_MAX:.0%} of step time"
     return [
         Row(f"{phase}: {len(times.steps)} steps", f"{sum(times.steps) / len(times.steps) * 1000:.1f} ms each"),
         Row(f"{phase}: wall time in hooks", f"{wall:.2%}", limit, wall <= SHARE_MAX),
         Row(f"{phase}: CPU time in hooks", f"{cpu:.2%}", limit, cpu <= SHARE_MAX),
-        Row(f"{phase}: highest p99, {name}", f"{p99_ms:.2f} ms", f"<= {P99_MS_MAX:g} ms", p99_ms <= P99_MS_MAX),
     ]
+
+
+def _p99_row(phase: str, times: HookTimes) -> Row:
+    name, p99_s = times.worst()
+    value, limit = f"{p99_s * 1000:.2f} ms", f"<= {P99_MS_MAX:g} ms"
+    return Row(f"{phase}: highest p99, {name}", value, limit, p99_s * 1000 <= P99_MS_MAX)
 
 
 def _p99(values: list[float]) -> float:

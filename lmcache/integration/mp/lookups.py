@@ -31,7 +31,7 @@ class Promise:
     chunks: tuple[tuple[PromisedChunk, ...], ...]
 
 
-# Once per boot, for a server that answered our control thread a moment ago: else the first
+# Until the first answer of a boot, for a server that answered our control thread a moment ago: else the first
 # prompts after every join would be misses.
 _CONNECT_S = 0.1
 
@@ -83,6 +83,12 @@ class LookupClient:
             return NOTHING
         del self._asked[request_id]
         return self._promise(asked, reply) if isinstance(reply, m.Found) else NOTHING
+
+    def prepare(self) -> None:
+        """Begin to connect, so that the first lookup of a boot need not wait for it."""
+        joined = self._membership.current
+        if joined is not None and self._boot_id != joined.boot_id:
+            self._connected(joined)
 
     def hint(self, request_id: str, cache_salt: str, digests: Sequence[bytes]) -> None:
         """Announce a request, where the server has tiers to fetch from."""
@@ -136,8 +142,8 @@ class LookupClient:
             return None
         try:
             message = m.Lookup(request_id, cache_salt, b"".join(digests))
-            wait_s = 0.0 if self._boot_id == joined.boot_id else _CONNECT_S
-            number = self._connected(joined).send(message, joined.boot_id, wait_s)
+            connection = self._connected(joined)
+            number = connection.send(message, joined.boot_id, 0.0 if connection.boot_id else _CONNECT_S)
         except ServerUnavailableError:
             return None
         asked = _Asked(number, joined, digests, self._clock() + self._deadline_s)

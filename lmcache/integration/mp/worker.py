@@ -68,6 +68,8 @@ class TransferWorker:
         self._pending_store_bytes = 0
         self._finished_loads: deque[LoadResult] = deque()
         self._finished_stores: deque[StoreResult] = deque()
+        self._num_loading = 0
+        self._load_ended = threading.Event()
         self._work = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -96,6 +98,7 @@ class TransferWorker:
             self._finished_loads.append(LoadResult(job.request_id, True))
             return
         with self._work:
+            self._num_loading += 1
             self._loads.append(run)
             self._work.notify_all()
 
@@ -123,7 +126,16 @@ class TransferWorker:
         """Everything that ended since the last call. Next to free when there is nothing."""
         if not self._finished_stores and not self._finished_loads:
             return [], []
+        self._load_ended.clear()
         return _drain(self._finished_stores), _drain(self._finished_loads)
+
+    def wait_for_load(self, timeout_s: float) -> None:
+        """For an engine that has nothing else to do: wait until a load ends, if one is under way.
+
+        An engine that polls instead would fight the copying threads for the interpreter.
+        """
+        if self._num_loading and not self._finished_loads:
+            self._load_ended.wait(timeout_s)
 
     @property
     def num_pending(self) -> int:
@@ -174,6 +186,9 @@ class TransferWorker:
             self._load_chunk(run, chunk)
             if run.chunk_done():
                 self._finished_loads.append(run.result(self._clock()))
+                with self._work:
+                    self._num_loading -= 1
+                self._load_ended.set()
 
     def _load_chunk(self, run: LoadRun, chunk: LoadChunk) -> None:
         if run.error:

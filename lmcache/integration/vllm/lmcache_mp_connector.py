@@ -61,6 +61,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
             raise ValueError(f"kv_connector_extra_config: {error}") from error
         self._scheduler: LMCacheMPSchedulerAdapter | None = None
         self._worker: LMCacheMPWorkerAdapter | None = None
+        self._is_idle_step = False
         reason = unsupported_reason(vllm_config, kv_cache_config)
         if reason is not None:
             logger.warning("lmcache declines to cache for this engine: %s", reason)
@@ -148,6 +149,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         if self._worker is None:
             return
         meta = self._meta()
+        self._is_idle_step = forward_context.attn_metadata is None
         if meta.loads:
             if self._config.load_mode == "sync":
                 self._worker.load_synchronously(meta)
@@ -172,6 +174,8 @@ class LMCacheMPConnector(KVConnectorBase_V1):
             return KVConnectorTransferResults()
         # Under speculative decoding not every pipeline rank is asked to wait for saves.
         self.wait_for_save()
+        if self._is_idle_step:
+            self._worker.wait_for_load()
         ended, failed = self._worker.take_finished_loads()
         return KVConnectorTransferResults(None, ended or None, failed)
 

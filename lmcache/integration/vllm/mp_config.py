@@ -47,7 +47,7 @@ class MPConnectorConfig:
     model_version: str = ""
     load_mode: str = "async"
     copy_threads: int = 1
-    lookup_wait_s: float = 0.002
+    lookup_wait_s: float = 0.0008
     lookup_timeout_s: float = 1.0
     load_timeout_s: float = 30.0
     store_timeout_s: float = 60.0

@@ -122,6 +122,7 @@ class LMCacheMPSchedulerAdapter:
     # Arrival and lookup
 
     def on_new_request(self, request: Request) -> None:
+        self._lookups.prepare()
         joined = self._current()
         if joined is None or not joined.welcome.wants_hints:
             return
@@ -243,6 +244,7 @@ class LMCacheMPSchedulerAdapter:
     # Each step
 
     def build_connector_meta(self, output: SchedulerOutput) -> MPConnectorMetadata:
+        self._lookups.prepare()
         meta = MPConnectorMetadata(loads=self._new_loads)
         self._new_loads = []
         joined = self._current()

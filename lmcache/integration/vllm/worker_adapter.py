@@ -30,6 +30,7 @@ from lmcache.transport.client import Connection
 logger = logging.getLogger(__name__)
 
 _FIRST_CONTACT_S = 0.5
+_IDLE_WAIT_S = 0.002
 
 
 class LMCacheMPWorkerAdapter:
@@ -175,6 +176,11 @@ class LMCacheMPWorkerAdapter:
             if not load.is_ok:
                 failed.add(load.request_id)
         return ended, failed
+
+    def wait_for_load(self) -> None:
+        """The engine's step has nothing to compute: leave the interpreter to the copying threads for a moment."""
+        if self._transfer is not None:
+            self._transfer.wait_for_load(_IDLE_WAIT_S)
 
     def take_bad_block_ids(self) -> set[int]:
         bad, self._bad_block_ids = self._bad_block_ids, set()
