@@ -162,12 +162,15 @@ class ServerHandle(ChildProcess):
             raise ChildFailedError(f"the server's tables disagree: {report}")
         return report
 
-    def settle(self, timeout_s: float = 30.0) -> c.ServerReport:
-        """Cycle until nothing is being written, quarantined or locked; fails if that never comes."""
+    def settle(self, timeout_s: float = 30.0, without_sessions: bool = False) -> c.ServerReport:
+        """Cycle until nothing is being written, quarantined or locked; fails if that never comes.
+
+        Clients end their sessions a moment after their requests: `without_sessions` waits for that too.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             report = self.cycle()
-            if report.is_settled:
+            if report.is_settled and not (without_sessions and report.num_sessions):
                 return report
             if time.monotonic() > deadline:
                 raise ChildFailedError(f"slots or locks are lost: {report}")

@@ -106,9 +106,11 @@ class LookupClient:
         if asked is not None:
             if self._connection is not None and self._boot_id == asked.joined.boot_id:
                 self._connection.forget(asked.number)
-            boot_id = asked.joined.boot_id
-        if boot_id:
-            self._post_to_boot(boot_id, m.EndSession(request_id))
+            # In the order of this connection: the server must see the lookup first.
+            self._post_to_boot(asked.joined.boot_id, m.EndSession(request_id))
+        elif boot_id:
+            # Answered already, and nothing of this request follows: it can wait for the control thread.
+            self._membership.post_later(boot_id, m.EndSession(request_id))
 
     def cancel(self, request_id: str) -> None:
         """Stop waiting for an answer; what it may still promise is given back."""

@@ -13,6 +13,7 @@ import logging
 import pathlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _DECLINED_RETRY_S = 10.0
 _INCOMPLETE_RETRY_S = 0.025
-_POLL_S = 0.2
+_POLL_S = 0.02
+_OUTBOX_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Membership:
         self._last: Joined | None = None
         self._mapping: PoolMapping | None = None
         self._lock: ClientLock | None = None
+        self._outbox: deque[tuple[int, m.Request]] = deque(maxlen=_OUTBOX_MAX)
         self._event_cursor = 0
         self._incomplete_retry_s = _INCOMPLETE_RETRY_S
         self._said = ""
@@ -103,6 +106,10 @@ class Membership:
     def last(self) -> Joined | None:
         """The latest registration, in force or not: what was promised under it can still be read."""
         return self._last
+
+    def post_later(self, boot_id: int, message: m.Request) -> None:
+        """Have the control thread send this soon, to this boot only. Any thread; costs the caller nothing."""
+        self._outbox.append((boot_id, message))
 
     def lose(self, boot_id: int) -> None:
         """Someone met an error that says this registration is over. Any thread; acts at once."""
@@ -230,10 +237,17 @@ class Membership:
         while not self._stop.is_set() and not self._lost.is_set():
             connection.receive(_POLL_S)
             self._answer(connection, joined)
+            self._send_outbox(connection, joined)
             if time.monotonic() >= next_ping_s:
                 self._ping(connection, joined)
                 next_ping_s = time.monotonic() + self.config.heartbeat_s
         return 0.0
+
+    def _send_outbox(self, connection: Connection, joined: Joined) -> None:
+        while self._outbox:
+            boot_id, message = self._outbox.popleft()
+            if boot_id == joined.boot_id:  # another boot knows nothing of it
+                connection.post(message, boot_id)
 
     def _ping(self, connection: Connection, joined: Joined) -> None:
         ping = m.Ping(joined.registered.instance_id, self._event_cursor)
@@ -267,6 +281,7 @@ class Membership:
     def _say_goodbye(self) -> None:
         joined, connection = self._joined, self._connection
         if joined is not None and connection is not None:
+            self._send_outbox(connection, joined)
             connection.post(m.Unregister(), joined.boot_id)
             connection.receive(0.1)
         self._forget()

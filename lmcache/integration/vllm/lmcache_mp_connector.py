@@ -149,7 +149,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         if self._worker is None:
             return
         meta = self._meta()
-        self._is_idle_step = forward_context.attn_metadata is None
+        self._is_idle_step = getattr(forward_context, "attn_metadata", None) is None
         if meta.loads:
             if self._config.load_mode == "sync":
                 self._worker.load_synchronously(meta)
