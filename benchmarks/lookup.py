@@ -56,6 +56,7 @@ def _lookup(engine: SyntheticEngine, tokens: list[int], request_id: str) -> floa
     took = time.perf_counter() - begun
     if len(promise.chunks) != len(tokens) // CHUNK_TOKENS:
         raise RuntimeError(f"{len(promise.chunks)} of {len(tokens) // CHUNK_TOKENS} chunks were found")
+    engine.lookups.release(request_id, promise, 0)
     engine.lookups.end(request_id, promise.boot_id)
     return took
 

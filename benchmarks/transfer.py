@@ -103,6 +103,7 @@ def _store_and_load(engine: SyntheticEngine, number: int, num_chunks: int, per_c
     load_s = time.perf_counter() - begun
     if not loaded[0].is_ok:
         raise RuntimeError(f"the load failed: {loaded[0].error}")
+    engine.lookups.release(request_id, promise, 0)
     engine.lookups.end(request_id, promise.boot_id)
     return store_s, load_s
 
