@@ -103,7 +103,6 @@ def test_deleted_pool_folder_under_a_running_store(site):
 
 
 def test_ten_thousand_aborted_requests_leave_no_lock(site):
-    # Each session's locks count against the client's share, also when they are on the same chunks.
     server, engine = site.start_server(NUM_SLOTS, lock_fraction=1000.0), site.start_engine("engine")
     engine.store(NAMES)
     done = engine.ask(c.AbortMany(10_000, NAMES), 120.0)

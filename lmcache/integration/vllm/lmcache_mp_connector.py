@@ -244,8 +244,8 @@ class LMCacheMPConnector(KVConnectorBase_V1):
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         if self._worker is not None:
-            return self._worker.take_stats()
-        return self._scheduler.take_stats() if self._scheduler is not None else None
+            return self._worker.stats.drain()
+        return self._scheduler.stats.drain() if self._scheduler is not None else None
 
     def shutdown(self) -> None:
         if self._worker is not None:

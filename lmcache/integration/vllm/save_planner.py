@@ -32,7 +32,7 @@ class SavePlanner:
         block_size: int,
         saves_decode: bool,
         rehash: Rehash,
-        stats: Callable[[], MPConnectorStats],
+        stats: MPConnectorStats,
     ) -> None:
         self._saves = saves
         self._block_size = block_size
@@ -101,7 +101,7 @@ class SavePlanner:
         if not rows:
             return None
         if not self._saves.has_room(len(blocks)):
-            self._stats().add("dropped_stores")
+            self._stats.add("dropped_stores")
             return None
         digests = tracker.chain.digests if tracker.chain is not None else []
         job_id = self._saves.open(request.request_id, blocks)

@@ -78,7 +78,7 @@ class LMCacheMPSchedulerAdapter:
         self._is_doubtful = False
         self.stats = MPConnectorStats()
         self.saves = SaveLedger(parallel.world_size, config.held_blocks_fraction)
-        self.planner = SavePlanner(self.saves, block_size, config.save_decode_cache, self._rehash, lambda: self.stats)
+        self.planner = SavePlanner(self.saves, block_size, config.save_decode_cache, self._rehash, self.stats)
         self.membership = Membership(
             MembershipConfig(config.url, config.token, config.mq_timeout_s, config.heartbeat_s),
             secrets.randbits(63) | 1,
@@ -359,12 +359,6 @@ class LMCacheMPSchedulerAdapter:
             self.planner.events.all_removed()
         self.membership.refresh()
         return is_told and not self._is_doubtful
-
-    def take_stats(self) -> MPConnectorStats | None:
-        if self.stats.is_empty():
-            return None
-        stats, self.stats = self.stats, MPConnectorStats()
-        return stats
 
     def _say_once(self, text: str) -> None:
         if text not in self._said and len(self._said) < 1000:

@@ -31,6 +31,14 @@ class MPConnectorStats(KVConnectorStats):
         if amount:
             self.data[name] = self.data.get(name, 0) + amount
 
+    def drain(self) -> MPConnectorStats | None:
+        """What was counted since the last call; None if nothing was."""
+        if self.is_empty():
+            return None
+        taken = MPConnectorStats(data=self.data)
+        self.reset()
+        return taken
+
     def reset(self) -> None:
         self.data: dict[str, float] = {}
 

@@ -192,12 +192,6 @@ class LMCacheMPWorkerAdapter:
         report, self._report = self._report, MPWorkerReport()
         return report
 
-    def take_stats(self) -> MPConnectorStats | None:
-        if self.stats.is_empty():
-            return None
-        stats, self.stats = self.stats, MPConnectorStats()
-        return stats
-
     def _take_store(self, result: StoreResult) -> None:
         self._report.stores[result.job_id] = self._report.stores.get(result.job_id, 0) + 1
         if result.stored and self._parallel.rank == 0:
