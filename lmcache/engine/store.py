@@ -11,9 +11,9 @@ from lmcache.engine.registry import Client, ClientKind, ClientRegistry
 from lmcache.errors import RequestRefusedError
 from lmcache.l1.manager import L1Manager
 from lmcache.l1.namespace import NamespaceKey
-from lmcache.l1.values import Place, ReserveStatus
+from lmcache.l1.values import Place
 from lmcache.protocol.blobs import split_digests, split_places, split_slots
-from lmcache.protocol.messages import Committed, ErrorCode, Reserved
+from lmcache.protocol.messages import Committed, ErrorCode, Reserved, ReserveStatus
 from lmcache.telemetry.steps import StepObserver
 
 _ABORTED_KEPT = 1024

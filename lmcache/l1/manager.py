@@ -15,10 +15,11 @@ from lmcache.l1.namespace import NamespaceKey, RankGroup
 from lmcache.l1.read_locks import ReadLocks
 from lmcache.l1.recovery import RecoveryReport, recover
 from lmcache.l1.state import L1State, RemovedObject
-from lmcache.l1.values import LockBudget, Place, ReserveResult, ReserveStatus
+from lmcache.l1.values import LockBudget, Place, ReserveResult
 from lmcache.l1.writes import SlotWrites
 from lmcache.memory.allocator import ALIGN_BYTES
 from lmcache.memory.records import SlotState, state_of
+from lmcache.protocol.messages import ReserveStatus
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 

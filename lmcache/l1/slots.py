@@ -24,10 +24,6 @@ class SlotTable:
         self.counts = dict.fromkeys((SlotState.WRITING, SlotState.READY, SlotState.QUARANTINED), 0)
         self.quarantined_bytes = 0
 
-    @property
-    def has_free_slot(self) -> bool:
-        return bool(self._free_slots)
-
     def has_room(self, length: int) -> bool:
         return bool(self._free_slots) and self.allocator.largest_free_bytes >= self.allocator.rounded(length)
 

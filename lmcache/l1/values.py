@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple
-
-
-class ReserveStatus(IntEnum):
-    RESERVED = 0
-    EXISTS = 1  # committed already
-    BUSY = 2  # another writer holds it
-    NO_ROOM = 3
 
 
 class Place(NamedTuple):

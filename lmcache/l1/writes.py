@@ -13,8 +13,9 @@ from lmcache.errors import IntegrityError
 from lmcache.l1.evictor import Evictor
 from lmcache.l1.namespace import Namespace, RankGroup
 from lmcache.l1.state import L1State
-from lmcache.l1.values import Place, ReserveStatus
+from lmcache.l1.values import Place
 from lmcache.memory.records import SlotRecord, SlotState, ready_word, state_of
+from lmcache.protocol.messages import ReserveStatus
 from lmcache.telemetry.steps import StepObserver
 
 

@@ -7,7 +7,7 @@ one host. Messages are arrays on the wire; fields may be added at the end, with 
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -25,6 +25,15 @@ class ErrorCode(StrEnum):
     INVALID = "invalid"
     NOT_READY = "not_ready"
     INTERNAL = "internal"
+
+
+class ReserveStatus(IntEnum):
+    """What became of one digest of a reserve."""
+
+    RESERVED = 0
+    EXISTS = 1  # committed already
+    BUSY = 2  # another writer holds it
+    NO_ROOM = 3
 
 
 class _Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -165,7 +174,7 @@ class Reserve(_Message, frozen=True):
 
 
 class Reserved(_Message, frozen=True):
-    """`statuses`: one `l1.manager.ReserveStatus` byte per digest; places of the reserved ones."""
+    """`statuses`: one `ReserveStatus` byte per digest; places of the reserved ones."""
 
     statuses: bytes
     places: bytes

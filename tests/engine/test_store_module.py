@@ -6,7 +6,7 @@ import pytest
 
 from lmcache.core.hashing import DIGEST_BYTES
 from lmcache.errors import ProtocolError, RequestRefusedError
-from lmcache.l1.values import ReserveStatus
+from lmcache.protocol.messages import ReserveStatus
 from tests.engine.conftest import DIGESTS, Harness, slots_of
 
 

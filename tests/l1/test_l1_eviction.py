@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lmcache.l1.namespace import NamespaceKey
-from lmcache.l1.values import LockBudget, Place, ReserveStatus
+from lmcache.l1.values import LockBudget, Place
 from lmcache.protocol.blobs import split_places
+from lmcache.protocol.messages import ReserveStatus
 from tests.l1.conftest import UNIT_BYTES, OpenPool, Writer
 
 KEY = NamespaceKey("m", b"r" * 32, "")

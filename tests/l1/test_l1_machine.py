@@ -20,12 +20,13 @@ from lmcache.l1.namespace import NamespaceKey, RankGroup
 from lmcache.l1.recovery import RecoveryReport
 from lmcache.l1.slots import SlotTable
 from lmcache.l1.state import L1State
-from lmcache.l1.values import LockBudget, Place, ReserveStatus
+from lmcache.l1.values import LockBudget, Place
 from lmcache.memory.allocator import Allocator
 from lmcache.memory.names import NamesTable
 from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolFiles
 from lmcache.memory.records import RecordTable, ready_word
 from lmcache.protocol.blobs import split_places
+from lmcache.protocol.messages import ReserveStatus
 from tests.conftest import FakeClock, new_pool_folder
 
 NUM_UNITS = 7

@@ -69,7 +69,6 @@ class Membership:
         role: str,
         make_registration: MakeRegistration,
         answer_query: AnswerQuery | None = None,
-        on_joined: Callable[[Joined], None] | None = None,
         on_removed: Callable[[bytes], None] | None = None,
         touches_pool: bool = False,
     ) -> None:
@@ -78,7 +77,6 @@ class Membership:
         self.role = role
         self._make_registration = make_registration
         self._answer_query = answer_query
-        self._on_joined = on_joined
         self._on_removed = on_removed
         self._touches_pool = touches_pool
         self._joined: Joined | None = None
@@ -197,8 +195,6 @@ class Membership:
         if self._last is None or self._last.boot_id != connection.boot_id:
             self._event_cursor = 0
         joined = Joined(connection.boot_id, welcome.ipc_url, mapping, welcome, registered, epoch)
-        if self._on_joined is not None:
-            self._on_joined(joined)
         self._joined = self._last = joined
         if not registered.missing_ranks:
             self._say(logging.INFO, f"lmcache {self.role} joined {self.config.url} (instance {registered.instance_id})")

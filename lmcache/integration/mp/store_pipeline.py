@@ -25,8 +25,6 @@ from lmcache.telemetry.steps import StepObserver
 
 logger = logging.getLogger(__name__)
 
-_RESERVED = 0  # l1.manager.ReserveStatus on the wire
-_NO_ROOM = 3
 _COMMITS_IN_FLIGHT_MAX = 4
 
 
@@ -45,7 +43,7 @@ class _Batch:
     places: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def chosen(self) -> list[int]:
-        return [index for index, status in enumerate(self.statuses) if status == _RESERVED]
+        return [index for index, status in enumerate(self.statuses) if status == m.ReserveStatus.RESERVED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ class StorePipeline:
             self._take_grant(batch)
             if self._is_late(deadline_s):
                 break
-            if _NO_ROOM in batch.statuses:
+            if m.ReserveStatus.NO_ROOM in batch.statuses:
                 outcome = StoreOutcome.NO_ROOM
             elif (part := next(parts, None)) is not None:
                 asked = self._ask(job, part, joined, open_batches)

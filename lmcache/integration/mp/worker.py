@@ -137,11 +137,6 @@ class TransferWorker:
         if self._num_loading and not self._finished_loads:
             self._load_ended.wait(timeout_s)
 
-    @property
-    def num_pending(self) -> int:
-        with self._work:
-            return len(self._loads) + len(self._stores)
-
     # The copying threads
 
     def _run(self) -> None:
