@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pathlib
-import secrets
 import shutil
 import signal
 import socket
@@ -20,17 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import numpy as np
-
-from lmcache.core.layout import KernelGroup, KVLayout
-from lmcache.integration.mp.ledger import WriteLedger
-from lmcache.integration.mp.lookups import LookupClient
-from lmcache.integration.mp.membership import Joined, Membership, MembershipConfig
-from lmcache.integration.mp.worker import TransferConfig, TransferWorker
-from lmcache.kv_copy.cpu import CpuCopier
-from lmcache.protocol import messages as m
-from lmcache.protocol.blobs import pack_slots
+from lmcache.integration.synthetic.engine import SyntheticConfig, SyntheticEngine
+from lmcache.integration.synthetic.shape import ModelShape
 
 SHARED_MEMORY = pathlib.Path("/dev/shm")
 CHUNK_TOKENS = 256
@@ -180,27 +170,6 @@ def server(l1_gib: float, *flags: str) -> Iterator[RunningServer]:
         running.stop()
 
 
-@dataclass
-class SyntheticEngine:
-    """One rank and its scheduler over plain memory: what an engine does, without the model."""
-
-    pages: np.ndarray
-    worker: TransferWorker
-    lookups: LookupClient
-    members: tuple[Membership, Membership]
-    joined: Joined
-
-    @property
-    def root(self) -> bytes:
-        return self.joined.registered.root
-
-    def close(self) -> None:
-        self.worker.stop()
-        self.lookups.close()
-        for member in self.members:
-            member.stop()
-
-
 def join_engine(
     port: int,
     bytes_per_token: int,
@@ -210,44 +179,17 @@ def join_engine(
     block_tokens: int = BLOCK_TOKENS,
 ) -> SyntheticEngine:
     """Layers of KV pages with room for twice `num_tokens`, joined to the server on `port`."""
-    page = bytes_per_token * block_tokens // layers
-    num_blocks = 2 * num_tokens // block_tokens
-    pages = np.ones((layers, num_blocks, page), dtype=np.uint8)
-    group = KernelGroup(
-        tuple(f"layer.{i}" for i in range(layers)),
-        page,
-        "bfloat16",
-        (num_blocks, 1, block_tokens, page // block_tokens),
+    key_elements = bytes_per_token // layers // 4  # a key and a value of two bytes an element
+    config = SyntheticConfig(
+        f"tcp://127.0.0.1:{port}",
+        ModelShape(layers, 1, key_elements),
+        block_tokens,
+        2 * num_tokens // block_tokens,
+        num_threads=num_threads,
     )
-    layout = KVLayout(block_tokens, num_blocks, (group,), "LBHNC", "synthetic")
-    ledger, engine_id = WriteLedger(), secrets.token_hex(8)
-    config = MembershipConfig(f"tcp://127.0.0.1:{port}")
-
-    def as_worker(welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
-        attempt, writing = ledger.snapshot_for_registration()
-        blob = msgspec.json.encode(layout)
-        return m.RegisterWorker(engine_id, "synthetic", 1, 0, blob, nonce, attempt, pack_slots(writing))
-
-    def as_scheduler(welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
-        return m.RegisterScheduler(engine_id, "synthetic", 1, json.dumps({"model": "synthetic"}).encode(), nonce)
-
-    worker_member = Membership(config, secrets.randbits(63) | 1, "worker", as_worker, touches_pool=True)
-    scheduler_member = Membership(config, secrets.randbits(63) | 1, "scheduler", as_scheduler)
-    worker_member.start()
-    scheduler_member.start()
-    joined = scheduler_member.wait_until_joined(10)
-    if joined is None or worker_member.wait_until_joined(10) is None:
-        raise RuntimeError("the synthetic engine could not join the server")
-    transfer = TransferWorker(
-        TransferConfig(0, CHUNK_TOKENS // block_tokens, num_threads=num_threads),
-        CpuCopier([pages]),
-        worker_member,
-        ledger,
-    )
-    transfer.start()
-    return SyntheticEngine(
-        pages, transfer, LookupClient(scheduler_member, 5.0), (worker_member, scheduler_member), joined
-    )
+    engine = SyntheticEngine(config)
+    engine.join()
+    return engine
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -52,6 +52,12 @@ class ClearAll(_Message):
 # Orders to an engine
 
 
+class Announce(_Message):
+    """These chunks are about to be computed on every rank; a `Store` of the same names may follow."""
+
+    names: list[str]
+
+
 class Store(_Message):
     """Compute these chunks and store them on every rank. Answer: StoreReport."""
 
@@ -195,11 +201,14 @@ class TrafficCount(_Message):
 
 
 Message = (
-    Arm | Quit | Cycle | ClearAll | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause | WaitJoined
-    | Done | Failed | ServerReport | StoreReport | Looked | LoadReport | Verified
+    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause
+    | WaitJoined | Done | Failed | ServerReport | StoreReport | Looked | LoadReport | Verified
     | Ready | FaultReached | Stored | WrongBytes | TrafficCount
 )  # fmt: skip
-Order = Arm | Quit | Cycle | ClearAll | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause | WaitJoined
+Order = (
+    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause
+    | WaitJoined
+)  # fmt: skip
 Answer = Done | Failed | ServerReport | StoreReport | Looked | LoadReport | Verified
 ANSWERS = (Done, Failed, ServerReport, StoreReport, Looked, LoadReport, Verified)
 

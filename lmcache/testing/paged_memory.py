@@ -5,12 +5,14 @@ Whoever loads a chunk can therefore check every byte, whoever wrote it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from blake3 import blake3
 
 from lmcache.core.layout import KernelGroup, KVLayout
+from lmcache.integration.mp.checksums import ReadBlocks
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.telemetry.steps import StepObserver
 
@@ -56,9 +58,17 @@ class PagedMemory:
     def poison(self, block_ids: Sequence[int]) -> None:
         self.pages[:, list(block_ids)] = _POISON
 
+    def readers(self) -> list[ReadBlocks]:
+        """For checksums: how the bytes of blocks are read, layer by layer."""
+        return [functools.partial(_read_blocks, layer) for layer in self.pages]
+
     def count_wrong(self, digest: bytes, block_ids: Sequence[int]) -> int:
         """Bytes of these blocks that are not the chunk's."""
         return int(np.count_nonzero(self.pages[:, list(block_ids)] != content_of(digest, self.rank)))
+
+
+def _read_blocks(layer: np.ndarray, block_ids: Sequence[int]) -> list[bytes]:
+    return [layer[list(block_ids)].tobytes()]
 
 
 class SteppedCopier:

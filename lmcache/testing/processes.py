@@ -13,7 +13,7 @@ from lmcache.testing import control as c
 from lmcache.testing.faults import Action, Fault
 from lmcache.testing.nursery import Nursery
 from lmcache.testing.server_process import ServerProcessConfig
-from lmcache.testing.worker_process import WorkerProcessConfig
+from lmcache.testing.worker_rank import WorkerProcessConfig
 
 _START_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 30.0
@@ -201,6 +201,10 @@ class EngineHandle(ChildProcess):
         done = self.ask(c.WaitJoined())
         if not isinstance(done, c.Done) or not done.count:
             raise ChildFailedError(f"{self.name} did not join")
+
+    def announce(self, names: list[str]) -> None:
+        """A later `store` of the same names finds its first places reserved."""
+        self.ask(c.Announce(names))
 
     def store(self, names: list[str]) -> c.StoreReport:
         report = self.ask(c.Store(names))

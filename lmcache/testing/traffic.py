@@ -22,6 +22,8 @@ class RequestTaker(Protocol):
 
     def load(self, promise: Promise) -> c.LoadReport: ...
 
+    def announce(self, names: list[str]) -> None: ...
+
     def store(self, names: list[str]) -> c.StoreReport: ...
 
     def end(self, request_id: str) -> None: ...
@@ -50,7 +52,11 @@ class TrafficSource:
             self._counts[engine.load(promise).is_ok] += 1
         # Now and then everything once more, as engines do that were asked at the same time.
         missing = names[len(promise.chunks) :] if rng.random() < 0.8 else names
-        if missing:
+        if missing and rng.random() < 0.6:
+            # Now and then something else than what is stored in the end, or nothing at all.
+            engine.announce(missing if rng.random() < 0.8 else names[-1:])
+            time.sleep(rng.random() * _THINK_S_MAX)
+        if missing and rng.random() < 0.95:
             engine.store(missing)
         if rng.random() < 0.97:
             engine.end(request_id)

@@ -13,79 +13,21 @@ import time
 
 import msgspec
 
-from lmcache.integration.mp.jobs import LoadChunk, LoadJob, PromisedChunk, StoreJob, StoreResult
-from lmcache.integration.mp.ledger import WriteLedger
+from lmcache.integration.mp.jobs import LoadChunk, LoadJob, StoreJob, StoreResult
 from lmcache.integration.mp.lookups import LookupClient, Promise
 from lmcache.integration.mp.membership import Membership, MembershipConfig
-from lmcache.integration.mp.worker import TransferConfig, TransferWorker
 from lmcache.protocol import messages as m
-from lmcache.protocol.blobs import pack_slots
 from lmcache.testing import control as c
 from lmcache.testing.child import serve_orders
 from lmcache.testing.faults import FaultObserver
-from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, PagedMemory, SteppedCopier, digest_of, make_layout
+from lmcache.testing.packed_promise import pack_promise, unpack_promise
+from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, digest_of
 from lmcache.testing.traffic import TrafficSource
+from lmcache.testing.worker_rank import MODEL, WorkerProcessConfig, WorkerRank
 
-_MODEL = "synthetic"
 _POLL_S = 0.0003
 # Counted in polls, not in seconds, so that time spent stopped does not count.
 _POLLS_MAX = 60_000
-
-
-class WorkerProcessConfig(msgspec.Struct, frozen=True):
-    """`uids`: of the scheduler, then of each rank. Requests have at most `chunks_max` chunks.
-
-    `first_batch_chunks`: with fewer than a store has, it goes in several batches at once.
-    """
-
-    url: str
-    engine_id: str
-    uids: list[int]
-    chunks_max: int = 8
-    first_batch_chunks: int = 8
-    rpc_timeout_s: float = 0.5
-    heartbeat_s: float = 0.2
-
-
-class _Rank:
-    """One rank: its pages, its registration, its transfers."""
-
-    def __init__(self, config: WorkerProcessConfig, rank: int, faults: FaultObserver) -> None:
-        self.rank = rank
-        self._config = config
-        self._ledger = WriteLedger()
-        # Half of the blocks are for loads, half for stores: both may be under way.
-        self.memory = PagedMemory(rank, 2 * config.chunks_max * BLOCKS_PER_CHUNK)
-        connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
-        self.membership = Membership(connection, config.uids[1 + rank], "worker", self._registration)
-        self.transfers = TransferWorker(
-            TransferConfig(
-                rank,
-                BLOCKS_PER_CHUNK,
-                rpc_timeout_s=config.rpc_timeout_s,
-                first_batch_chunks=config.first_batch_chunks,
-            ),
-            SteppedCopier(self.memory, faults),
-            self.membership,
-            self._ledger,
-            steps=faults,
-        )
-
-    def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:
-        attempt, writing = self._ledger.snapshot_for_registration()
-        return m.RegisterWorker(
-            self._config.engine_id, _MODEL, len(self._config.uids) - 1, self.rank,
-            msgspec.json.encode(make_layout(self.memory.num_blocks)), nonce, attempt,
-            pack_slots(writing),
-        )  # fmt: skip
-
-    def start(self) -> None:
-        self.membership.start()
-        self.transfers.start()
-
-    def stop(self) -> None:
-        self.transfers.stop()
-        self.membership.stop()
 
 
 class EngineProcess:
@@ -95,7 +37,7 @@ class EngineProcess:
         self._config = config
         self._channel = channel
         self.faults = FaultObserver(lambda step: channel.send(c.FaultReached(step)))
-        self._ranks = [_Rank(config, rank, self.faults) for rank in range(len(config.uids) - 1)]
+        self._ranks = [WorkerRank(config, rank, self.faults) for rank in range(len(config.uids) - 1)]
         connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
         self._scheduler = Membership(connection, config.uids[0], "scheduler", self._registration)
         self._lookups = LookupClient(self._scheduler, config.rpc_timeout_s)
@@ -103,13 +45,14 @@ class EngineProcess:
         self._job_ids = iter(range(1, 1 << 62))
         self._traffic: TrafficSource | None = None
         self._names_of_job: dict[int, dict[bytes, str]] = {}
+        self._announced: StoreJob | None = None
         for rank in self._ranks:
             rank.start()
         self._scheduler.start()
 
     def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterScheduler:
-        facts = json.dumps({"model": _MODEL}).encode()
-        return m.RegisterScheduler(self._config.engine_id, _MODEL, len(self._ranks), facts, nonce)
+        facts = json.dumps({"model": MODEL}).encode()
+        return m.RegisterScheduler(self._config.engine_id, MODEL, len(self._ranks), facts, nonce)
 
     @property
     def is_busy(self) -> bool:
@@ -128,15 +71,18 @@ class EngineProcess:
                 self._traffic = TrafficSource(self._channel, rng, num_prompts, chunks_per_prompt)
             case c.Pause():
                 self._traffic = None
+                self._withdraw()
             case c.WaitJoined(timeout_s):
                 return c.Done(int(self._wait_joined(timeout_s)))
+            case c.Announce(names):
+                self.announce(names)
             case c.Store(names):
                 return self.store(names)
             case c.Look(request_id, names):
                 promise = self.look(request_id, names)
-                return c.Looked(len(promise.chunks), _pack_promise(promise))
+                return c.Looked(len(promise.chunks), pack_promise(promise))
             case c.Load(promise_blob):
-                return self.load(_unpack_promise(promise_blob))
+                return self.load(unpack_promise(promise_blob))
             case c.End(request_id):
                 self.end(request_id)
             case c.Verify(names):
@@ -213,31 +159,50 @@ class EngineProcess:
         results = [self._wait_store(rank, job_id) for rank in self._ranks]
         return c.StoreReport([result.outcome for result in results], [len(result.stored) for result in results])
 
+    def announce(self, names: list[str]) -> None:
+        """These chunks are about to be computed; until they are, their blocks hold nothing of them."""
+        job = self._announced = self._make_job(names)
+        for rank in self._ranks:
+            for block_ids in job.block_ids:
+                rank.memory.poison(block_ids)
+            rank.transfers.announce_store(job)
+
     def submit_store(self, names: list[str]) -> int:
-        """Compute these chunks on every rank and hand them over."""
-        job_id = next(self._job_ids)
+        """Compute these chunks on every rank and hand them over, as announced if they were."""
+        job, self._announced = self._announced, None
+        if job is None or job.digests != tuple(digest_of(name) for name in names):
+            job = self._make_job(names)
+        for rank in self._ranks:
+            for digest, block_ids in zip(job.digests, job.block_ids, strict=True):
+                rank.memory.fill(digest, block_ids)
+            rank.transfers.submit_store(job)
+        self._names_of_job = {job.job_id: dict(zip(job.digests, names, strict=True))}
+        return job.job_id
+
+    def _withdraw(self) -> None:
+        """As an engine's next step does: what was announced does not come."""
+        self._announced = None
+        for rank in self._ranks:
+            rank.transfers.withdraw_store()
+
+    def _make_job(self, names: list[str]) -> StoreJob:
         joined = self._scheduler.last
         root = joined.registered.root if joined is not None else b""
-        digests = tuple(digest_of(name) for name in names)
         first = self._config.chunks_max
         blocks = tuple(_blocks(first + index) for index in range(len(names)))
-        for rank in self._ranks:
-            for digest, block_ids in zip(digests, blocks, strict=True):
-                rank.memory.fill(digest, block_ids)
-            rank.transfers.submit_store(StoreJob(job_id, root, "", digests, blocks))
-        self._names_of_job = {job_id: dict(zip(digests, names, strict=True))}
-        return job_id
+        return StoreJob(next(self._job_ids), root, "", tuple(digest_of(name) for name in names), blocks)
 
-    def _wait_store(self, rank: _Rank, job_id: int) -> StoreResult:
+    def _wait_store(self, rank: WorkerRank, job_id: int) -> StoreResult:
         for _ in range(_POLLS_MAX):
             for result in rank.transfers.take_finished()[0]:
-                if result.job_id == job_id:
-                    self._tell_stored(rank, result)
-                    return result
+                if result.job_id != job_id:
+                    raise ValueError(f"rank {rank.rank} reported store {result.job_id}, which nobody submitted")
+                self._tell_stored(rank, result)
+                return result
             time.sleep(_POLL_S)
         raise TimeoutError(f"rank {rank.rank} never reported store {job_id}")
 
-    def _tell_stored(self, rank: _Rank, result: StoreResult) -> None:
+    def _tell_stored(self, rank: WorkerRank, result: StoreResult) -> None:
         names = self._names_of_job[result.job_id]
         if result.stored:
             self._channel.send(c.Stored(rank.rank, [names[digest] for digest in result.stored]))
@@ -257,7 +222,7 @@ class EngineProcess:
             num_wrong += 0 if error else self._count_wrong(rank, chunks)
         return c.LoadReport(not any(errors), "; ".join(filter(None, errors)), num_wrong)
 
-    def _wait_load(self, rank: _Rank, request_id: str) -> str:
+    def _wait_load(self, rank: WorkerRank, request_id: str) -> str:
         for _ in range(_POLLS_MAX):
             for result in rank.transfers.take_finished()[1]:
                 if result.request_id == request_id:
@@ -265,7 +230,7 @@ class EngineProcess:
             time.sleep(_POLL_S)
         raise TimeoutError(f"rank {rank.rank} never reported load {request_id}")
 
-    def _count_wrong(self, rank: _Rank, chunks: tuple[LoadChunk, ...]) -> int:
+    def _count_wrong(self, rank: WorkerRank, chunks: tuple[LoadChunk, ...]) -> int:
         total = 0
         for chunk in chunks:
             digest = chunk.ranks[rank.rank].digest
@@ -280,27 +245,6 @@ def _blocks(chunk_number: int) -> tuple[int, ...]:
     """The engine's blocks for its n-th chunk, out of order as a real block pool hands them out."""
     first = chunk_number * BLOCKS_PER_CHUNK
     return tuple(reversed(range(first, first + BLOCKS_PER_CHUNK)))
-
-
-class _PackedPromise(msgspec.Struct):
-    boot_id: int
-    pool_id: bytes
-    chunk_size: int
-    chunks: list[list[tuple[bytes, int, int, int, int]]]
-
-
-def _pack_promise(promise: Promise) -> bytes:
-    chunks = [
-        [(place.digest, place.slot, place.slot_word, place.offset, place.length) for place in ranks]
-        for ranks in promise.chunks
-    ]
-    return msgspec.msgpack.encode(_PackedPromise(promise.boot_id, promise.pool_id, promise.chunk_size, chunks))
-
-
-def _unpack_promise(blob: bytes) -> Promise:
-    packed = msgspec.msgpack.decode(blob, type=_PackedPromise)
-    chunks = tuple(tuple(PromisedChunk(*place) for place in ranks) for ranks in packed.chunks)
-    return Promise(packed.boot_id, packed.pool_id, packed.chunk_size, chunks)
 
 
 def main(channel: c.Channel, config_blob: bytes) -> None:

@@ -100,9 +100,12 @@ class Connection:
             if reply is not None:
                 del self._waiting[number]
                 return _checked(reply)
+            if self._take_one():  # often it is there already, and then a poll would cost more than the answer
+                continue
             left_s = deadline - self._clock()
-            if not self._receive(max(0, int(left_s * 1000 + 0.999))) and left_s <= 0:
+            if left_s <= 0:
                 return None
+            self._socket.poll(int(left_s * 1000 + 0.999))
 
     def forget(self, number: int) -> None:
         """Nobody waits for this answer any more."""
@@ -116,24 +119,30 @@ class Connection:
         """Take in every answer that is there, waiting for the first. False if none came."""
         if not self._socket.poll(timeout_ms):
             return False
-        while True:
-            try:
-                frame = self._socket.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return True
-            try:
-                header = decode_header(frame)
-                reply = decode_reply(frame)
-            except ProtocolError as error:
-                # Not for us to judge whose it was: all who wait learn why.
-                failure = Failure(ErrorCode.BAD_FRAME, str(error))
-                self._waiting.update(dict.fromkeys(self._waiting, failure))
-                continue
-            self.boot_id = header.boot_id
-            if header.number == 0:
-                self.unsolicited.append(reply)
-            elif header.number in self._waiting:
-                self._waiting[header.number] = reply
+        while self._take_one():
+            pass
+        return True
+
+    def _take_one(self) -> bool:
+        """Take in the next answer. False if there is none."""
+        try:
+            frame = self._socket.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        try:
+            header = decode_header(frame)
+            reply = decode_reply(frame)
+        except ProtocolError as error:
+            # Not for us to judge whose it was: all who wait learn why.
+            failure = Failure(ErrorCode.BAD_FRAME, str(error))
+            self._waiting.update(dict.fromkeys(self._waiting, failure))
+            return True
+        self.boot_id = header.boot_id
+        if header.number == 0:
+            self.unsolicited.append(reply)
+        elif header.number in self._waiting:
+            self._waiting[header.number] = reply
+        return True
 
     def close(self) -> None:
         self._socket.close(linger=0)

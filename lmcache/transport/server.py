@@ -19,14 +19,15 @@ from lmcache.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _HIGH_WATER = 10_000
-_POSTS_MAX = 1000
+_POSTS_MAX = 100_000
 _STOP = b"stop"
 
-FrameHandler = Callable[[bytes, bytes], bytes]
+FrameHandler = Callable[[bytes, bytes], bytes | None]
 
 
 class ServerLoop:
-    """`handle(peer, frame)` runs in the loop's thread and must not raise; it returns the reply."""
+    """`handle(peer, frame)` runs in the loop's thread and must not raise; it returns the reply,
+    or None where it will be sent by `post`."""
 
     def __init__(
         self, urls: Sequence[str], handle: FrameHandler, tick: Callable[[], None], tick_s: float, frame_bytes_max: int
@@ -113,10 +114,9 @@ class ServerLoop:
                 parts = self._router.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            if len(parts) == 2:
-                self._send(parts[0], self._handle(parts[0], parts[1]))
-            else:
-                self._send(parts[0], self._handle(parts[0], b""))
+            reply = self._handle(parts[0], parts[1] if len(parts) == 2 else b"")
+            if reply is not None:
+                self._send(parts[0], reply)
 
     def _send(self, peer: bytes, frame: bytes) -> None:
         try:

@@ -49,9 +49,17 @@ class _Asked:
 class LookupClient:
     """Not thread-safe."""
 
-    def __init__(self, membership: Membership, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        deadline_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        prefetch_wait_s: float = 0.0,
+    ) -> None:
+        """An answer may take `deadline_s`, and `prefetch_wait_s` more where the server fetches from its tiers."""
         self._membership = membership
         self._deadline_s = deadline_s
+        self._prefetch_wait_s = prefetch_wait_s
         self._clock = clock
         self._connection: Connection | None = None
         self._boot_id = 0
@@ -76,6 +84,9 @@ class LookupClient:
             del self._asked[request_id]
             return NOTHING
         if reply is None:
+            if not self._is_current(asked.joined):
+                del self._asked[request_id]  # whoever should answer is gone
+                return NOTHING
             if self._clock() < asked.deadline_s:
                 return None
             self.cancel(request_id)  # first: once the registration is lost nothing can be posted to it
@@ -83,6 +94,10 @@ class LookupClient:
             return NOTHING
         del self._asked[request_id]
         return self._promise(asked, reply) if isinstance(reply, m.Found) else NOTHING
+
+    def _is_current(self, joined: Joined) -> bool:
+        current = self._membership.current
+        return current is not None and current.boot_id == joined.boot_id
 
     def prepare(self) -> None:
         """Begin to connect, so that the first lookup of a boot need not wait for it."""
@@ -143,12 +158,13 @@ class LookupClient:
         if joined is None or not digests:
             return None
         try:
-            message = m.Lookup(request_id, cache_salt, b"".join(digests))
+            wait_s = self._prefetch_wait_s if joined.welcome.wants_hints else 0.0
+            message = m.Lookup(request_id, cache_salt, b"".join(digests), wait_s)
             connection = self._connected(joined)
             number = connection.send(message, joined.boot_id, 0.0 if connection.boot_id else _CONNECT_S)
         except ServerUnavailableError:
             return None
-        asked = _Asked(number, joined, digests, self._clock() + self._deadline_s)
+        asked = _Asked(number, joined, digests, self._clock() + self._deadline_s + wait_s)
         self._asked[request_id] = asked
         return asked
 

@@ -1,8 +1,10 @@
 """Stores, a batch at a time: reserve, copy, commit. The server works on one batch while we copy another.
 
     batch n:    reserve ...... granted, copy, commit ........ accepted
-    batch n+1:                 reserve ...... granted, copy, ...
+    batch n+1:    reserve ............ granted, copy, commit ...
+    batch n+2:                 reserve ................ granted, copy, ...
 
+A store that was announced has its first grant and waits for its pages; nothing is read before.
 A batch that fails in any phase is given up, and so is what was begun after it.
 """
 
@@ -12,12 +14,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from lmcache.errors import LMCacheError
 from lmcache.integration.mp.jobs import StoreJob, StoreOutcome, StoreResult
 from lmcache.integration.mp.ledger import WriteLedger
 from lmcache.integration.mp.link import Link
 from lmcache.integration.mp.membership import Joined, Membership
+from lmcache.integration.mp.store_queue import RunState, StoreRun
 from lmcache.kv_copy.base import KVCopier
 from lmcache.protocol import messages as m
 from lmcache.protocol.blobs import pack_slots, split_places
@@ -26,6 +30,7 @@ from lmcache.telemetry.steps import StepObserver
 logger = logging.getLogger(__name__)
 
 _COMMITS_IN_FLIGHT_MAX = 4
+_RESERVES_AHEAD = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +62,11 @@ class StoreConfig:
 
 
 class StorePipeline:
-    """Belongs to one copying thread. `between_chunks` may do other work; `is_stopping` ends a job early."""
+    """Belongs to one copying thread.
+
+    `between_chunks` may do other work; `await_pages` returns whether an announced store may be
+    copied, once that is known; `is_stopping` ends a job early.
+    """
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class StorePipeline:
         ledger: WriteLedger,
         next_batch_id: Callable[[], int],
         between_chunks: Callable[[], None],
+        await_pages: Callable[[StoreRun], bool],
         is_stopping: Callable[[], bool],
         clock: Callable[[], float],
         steps: StepObserver,
@@ -77,6 +87,7 @@ class StorePipeline:
         self._ledger = ledger
         self._next_batch_id = next_batch_id
         self._between_chunks = between_chunks
+        self._await_pages = await_pages
         self._is_stopping = is_stopping
         self._clock = clock
         self._steps = steps
@@ -85,12 +96,12 @@ class StorePipeline:
     def close(self) -> None:
         self._link.close()
 
-    def run(self, job: StoreJob, deadline_s: float) -> StoreResult:
+    def run(self, run: StoreRun) -> StoreResult:
         """Always a result: what was committed, and how it ended."""
-        begun_s = self._clock()
+        run.begun_s = self._clock()
         stored: list[bytes] = []
         try:
-            outcome = self._run(job, deadline_s, stored)
+            outcome = self._run(run, stored)
         except LMCacheError as error:
             logger.debug("a store was given up: %s", error)
             outcome = StoreOutcome.FAILED
@@ -100,51 +111,65 @@ class StorePipeline:
         if stored and outcome is StoreOutcome.SKIPPED:
             outcome = StoreOutcome.STORED
         num_bytes = len(stored) * self._config.chunk_bytes
-        return StoreResult(job.job_id, outcome, tuple(stored), num_bytes, self._clock() - begun_s)
+        return StoreResult(run.job.job_id, outcome, tuple(stored), num_bytes, self._clock() - run.begun_s)
 
-    def _run(self, job: StoreJob, deadline_s: float, stored: list[bytes]) -> StoreOutcome:
+    def _run(self, run: StoreRun, stored: list[bytes]) -> StoreOutcome:
         open_batches: list[_Batch] = []  # asked for and not settled; whatever ends the job gives them up
         try:
-            return self._drive(job, deadline_s, stored, open_batches)
+            return self._drive(run, stored, open_batches)
         finally:
             for batch in open_batches:
                 self._give_up(batch)
 
-    def _drive(self, job: StoreJob, deadline_s: float, stored: list[bytes], open_batches: list[_Batch]) -> StoreOutcome:
+    def _drive(self, run: StoreRun, stored: list[bytes], open_batches: list[_Batch]) -> StoreOutcome:
         joined = self._membership.current
         if joined is None:
             raise LMCacheError("no server")
-        parts = self._parts(len(job.digests))
+        reserves = (self._ask(run.job, part, joined, open_batches) for part in self._parts(run))
+        asked = deque(islice(reserves, _RESERVES_AHEAD if run.state is RunState.READY else 1))
         committing: deque[_Batch] = deque()
         outcome = StoreOutcome.SKIPPED
-        part = next(parts, None) if not self._is_late(deadline_s) else None
-        asked = self._ask(job, part, joined, open_batches) if part is not None else None
-        while asked is not None:
-            batch, asked = asked, None
+        while asked and outcome is not StoreOutcome.NO_ROOM:
+            batch = asked.popleft()
             self._take_grant(batch)
-            if self._is_late(deadline_s):
+            if not self._may_copy(run):
+                outcome = StoreOutcome.DROPPED
                 break
             if m.ReserveStatus.NO_ROOM in batch.statuses:
-                outcome = StoreOutcome.NO_ROOM
-            elif (part := next(parts, None)) is not None:
-                asked = self._ask(job, part, joined, open_batches)
+                outcome = StoreOutcome.NO_ROOM  # what was asked for beyond this batch is given up
+            else:
+                asked += islice(reserves, 1)
             self._copy_out(batch)
             committing.append(batch)
             if len(committing) > _COMMITS_IN_FLIGHT_MAX:
                 stored += self._settle(committing.popleft(), open_batches)
         while committing:
             stored += self._settle(committing.popleft(), open_batches)
-        return StoreOutcome.DROPPED if self._is_late(deadline_s) else outcome
+        return StoreOutcome.DROPPED if self._is_late(run) else outcome
 
-    def _is_late(self, deadline_s: float) -> bool:
-        return self._clock() > deadline_s or self._is_stopping()
+    def _may_copy(self, run: StoreRun) -> bool:
+        """Whether the pages are complete and still wanted. Nothing of an announced store is read before."""
+        if run.state is not RunState.READY:
+            if not self._await_pages(run):
+                return False
+            run.begun_s = self._clock()
+        return not self._is_late(run)
 
-    def _parts(self, num_chunks: int) -> Iterator[slice]:
-        """Batches that double in size: the first answer comes soon, and few are needed in all."""
-        start, size = 0, self._config.first_batch_chunks
-        while start < num_chunks:
+    def _is_late(self, run: StoreRun) -> bool:
+        return self._clock() > run.deadline_s or self._is_stopping()
+
+    def _parts(self, run: StoreRun) -> Iterator[slice]:
+        """Batches that double in size: the first answer comes soon, and few are needed in all.
+
+        An announced store has time to wait for a large one.
+        """
+        if self._is_late(run):
+            return
+        config, start = self._config, 0
+        size = config.first_batch_chunks if run.state is RunState.READY else config.chunks_per_batch
+        while start < len(run.job.digests):
             yield slice(start, start + size)
-            start, size = start + size, min(2 * size, self._config.chunks_per_batch)
+            start, size = start + size, min(2 * size, config.chunks_per_batch)
 
     def _ask(self, job: StoreJob, part: slice, joined: Joined, open_batches: list[_Batch]) -> _Batch:
         if self._membership.current is not joined:

@@ -1,8 +1,9 @@
 """A worker's transfers: copies between the engine's pages and the pool, in threads of their own.
 
 Loads go before stores: a store looks for waiting loads after each chunk. A load asks the
-server nothing; it checks the slot before and after each copy. Whatever goes wrong, a job
-ends with a result, so that nobody waits for ever.
+server nothing; it checks the slot before and after each copy. A store may be announced while
+its pages are being computed. Whatever goes wrong, a job ends with a result, so that nobody
+waits for ever.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lmcache.integration.mp.ledger import WriteLedger
 from lmcache.integration.mp.load_run import LoadRun
 from lmcache.integration.mp.membership import Membership
 from lmcache.integration.mp.store_pipeline import StoreConfig, StorePipeline
+from lmcache.integration.mp.store_queue import RunState, StoreQueue, StoreRun
 from lmcache.kv_copy.base import KVCopier
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
@@ -64,12 +66,12 @@ class TransferWorker:
         self._chunk_bytes = copier.block_bytes * config.blocks_per_chunk
         self._batch_ids = itertools.count(time.time_ns())
         self._loads: deque[LoadRun] = deque()
-        self._stores: deque[tuple[float, StoreJob]] = deque()
+        self._stores = StoreQueue()
         self._pending_store_bytes = 0
         self._finished_loads: deque[LoadResult] = deque()
         self._finished_stores: deque[StoreResult] = deque()
         self._num_loading = 0
-        self._load_ended = threading.Event()
+        self._ended = threading.Event()
         self._work = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -109,6 +111,26 @@ class TransferWorker:
             self._load_chunk(run, chunk)
         return run.result(self._clock())
 
+    def announce_store(self, job: StoreJob) -> None:
+        """Its pages are being computed: have its first places ready when `submit_store` brings this very job.
+
+        Replaces what was announced before. Costs nothing if the job never comes.
+        """
+        with self._work:
+            if self._config.stores and not self._stopping:
+                self._stores.announce(job, self._clock() + self._config.store_timeout_s)
+                self._work.notify_all()
+
+    def withdraw_store(self) -> None:
+        """What was announced and not submitted will not come."""
+        with self._work:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Under `_work`."""
+        if self._stores.withdraw():
+            self._work.notify_all()
+
     def submit_store(self, job: StoreJob) -> None:
         """Dropped at once if too many bytes wait already; a drop costs a later miss, no more."""
         num_bytes = len(job.digests) * self._chunk_bytes
@@ -117,16 +139,17 @@ class TransferWorker:
             if not self._config.stores or is_full or self._stopping:
                 outcome = StoreOutcome.DROPPED if self._config.stores else StoreOutcome.SKIPPED
                 self._finished_stores.append(StoreResult(job.job_id, outcome))
+                self._withdraw()
                 return
             self._pending_store_bytes += num_bytes
-            self._stores.append((self._clock() + self._config.store_timeout_s, job))
-            self._work.notify()
+            self._stores.submit(job, self._clock() + self._config.store_timeout_s)
+            # All of them: the thread that prepares this store may not be the first to wait.
+            self._work.notify_all()
 
     def take_finished(self) -> tuple[list[StoreResult], list[LoadResult]]:
         """Everything that ended since the last call. Next to free when there is nothing."""
         if not self._finished_stores and not self._finished_loads:
             return [], []
-        self._load_ended.clear()
         return _drain(self._finished_stores), _drain(self._finished_loads)
 
     def wait_for_load(self, timeout_s: float) -> None:
@@ -135,7 +158,17 @@ class TransferWorker:
         An engine that polls instead would fight the copying threads for the interpreter.
         """
         if self._num_loading and not self._finished_loads:
-            self._load_ended.wait(timeout_s)
+            self._wait_for_end(timeout_s)
+
+    def wait_for_any(self, timeout_s: float) -> None:
+        """As `wait_for_load`, for a store too."""
+        if not self._finished_stores and not self._finished_loads:
+            self._wait_for_end(timeout_s)
+
+    def _wait_for_end(self, timeout_s: float) -> None:
+        self._ended.wait(timeout_s)
+        # Whoever waits looks at the results next: what ended before this line is not missed.
+        self._ended.clear()
 
     # The copying threads
 
@@ -144,15 +177,15 @@ class TransferWorker:
         stores = self._make_pipeline()
         while True:
             with self._work:
-                while not self._loads and not self._stores and not self._stopping:
+                while not self._loads and not self._stores.has_work and not self._stopping:
                     self._work.wait()
                 if self._stopping:
                     break
-                stored = self._stores.popleft() if not self._loads else None
-            if stored is None:
+                run = self._stores.take() if not self._loads else None
+            if run is None:
                 self._help_with_loads()
             else:
-                self._run_store(stores, *stored)
+                self._run_store(stores, run)
         stores.close()
 
     def _make_pipeline(self) -> StorePipeline:
@@ -164,7 +197,7 @@ class TransferWorker:
         )
         return StorePipeline(
             config, self._copier, self._membership, self._ledger, lambda: next(self._batch_ids),
-            self._help_with_loads, lambda: self._stopping, self._clock, self._steps,
+            self._help_with_loads, self._await_pages, lambda: self._stopping, self._clock, self._steps,
         )  # fmt: skip
 
     def _help_with_loads(self) -> None:
@@ -183,7 +216,7 @@ class TransferWorker:
                 self._finished_loads.append(run.result(self._clock()))
                 with self._work:
                     self._num_loading -= 1
-                self._load_ended.set()
+                self._ended.set()
 
     def _load_chunk(self, run: LoadRun, chunk: LoadChunk) -> None:
         if run.error:
@@ -222,11 +255,26 @@ class TransferWorker:
             return "it was evicted or cleared while it was read"
         return ""
 
-    def _run_store(self, stores: StorePipeline, deadline_s: float, job: StoreJob) -> None:
-        result = stores.run(job, deadline_s)
+    def _await_pages(self, run: StoreRun) -> bool:
+        """Wait until an announced store is submitted; loads are served meanwhile. False: it will not be."""
+        while True:
+            with self._work:
+                while run.state is RunState.PREPARING and not self._loads and not self._stopping:
+                    left_s = run.deadline_s - self._clock()
+                    if left_s <= 0 or not self._work.wait(left_s):
+                        return False
+                if run.state is not RunState.PREPARING or self._stopping:
+                    return run.state is RunState.READY and not self._stopping
+            self._help_with_loads()
+
+    def _run_store(self, stores: StorePipeline, run: StoreRun) -> None:
+        result = stores.run(run)
         with self._work:
-            self._pending_store_bytes -= len(job.digests) * self._chunk_bytes
+            if not self._stores.close(run):
+                return
+            self._pending_store_bytes -= len(run.job.digests) * self._chunk_bytes
         self._finished_stores.append(result)
+        self._ended.set()
 
 
 def _drain(queue: deque) -> list:  # type: ignore[type-arg]

@@ -1,41 +1,56 @@
-"""MD5 of engine blocks, as the documented check computes them: per chunk, or per layer and chunk."""
+"""Bytes of vLLM's KV tensors for the documented checksums: bfloat16 widened to float32, blocks as listed."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+
+from lmcache.core.layout import KVLayout
+from lmcache.integration.mp.checksums import ReadBlocks, block_digests, check_blocks
+
+_PIECE_BYTES = 8 << 20
+
+
+def layers_by_index(kv_caches: Mapping[str, torch.Tensor], layout: KVLayout) -> list[torch.Tensor]:
+    """The layers that own memory, in the order of the model, as arrays whose first axis is the engine's blocks.
+
+    The engine's kernels may cut a block into several of theirs, which then follow each other.
+    """
+    names = itertools.chain.from_iterable(group.layer_names for group in layout.groups)
+    ordered = sorted(zip(layout.layer_indices, names, strict=True))
+    return [kv_caches[name].unflatten(0, (layout.num_blocks, -1)) for _, name in ordered]
+
+
+def readers(layers: Sequence[torch.Tensor], block_axis: int = 0) -> list[ReadBlocks]:
+    """How the bytes of blocks are read, layer by layer."""
+    return [functools.partial(_pieces, layer, block_axis) for layer in layers]
 
 
 def block_checksums(
     layers: Sequence[torch.Tensor], block_ids: Sequence[int], chunk_size: int, layerwise: bool, block_axis: int = 0
 ) -> list[list[str]]:
-    """One row of MD5s per layer, or a single row over all layers.
-
-    Blocks are gathered in the given order along `block_axis`; bfloat16 is widened to
-    float32 first; a chunk is `chunk_size` blocks, the last may be short. Raises
-    IndexError for a block outside the cache.
-    """
-    if chunk_size < 1:
-        raise IndexError(f"chunk_size must be positive (got {chunk_size})")
-    num_blocks = min(layer.shape[block_axis] for layer in layers)
-    outside = [block_id for block_id in block_ids if not 0 <= block_id < num_blocks]
-    if outside:
-        raise IndexError(f"block id {outside[0]} is outside the cache of {num_blocks} blocks")
-    starts = range(0, len(block_ids), chunk_size)
-    digests = [[hashlib.md5(usedforsecurity=False) for _ in starts] for _ in (layers if layerwise else layers[:1])]
-    for number, layer in enumerate(layers):
-        row = digests[number if layerwise else 0]
-        for digest, start in zip(row, starts, strict=True):
-            digest.update(_bytes_of(layer, list(block_ids[start : start + chunk_size]), block_axis))
-    return [[digest.hexdigest() for digest in row] for row in digests]
+    """MD5 rows of these tensors, see `block_digests`. Raises IndexError for a block outside the cache."""
+    check_blocks(block_ids, chunk_size, min((layer.shape[block_axis] for layer in layers), default=0))
+    return block_digests(readers(layers, block_axis), block_ids, chunk_size, layerwise)
 
 
-def _bytes_of(layer: torch.Tensor, block_ids: list[int], block_axis: int) -> bytes:
-    taken = layer.index_select(block_axis, torch.tensor(block_ids, device=layer.device)).cpu()
+def _pieces(layer: torch.Tensor, block_axis: int, block_ids: Sequence[int]) -> Iterator[memoryview]:
+    """The blocks gathered along their axis, C-contiguous, in pieces of bounded size."""
+    if block_axis:
+        for part in layer:
+            yield from _pieces(part, block_axis - 1, block_ids)
+        return
+    step = max(1, _PIECE_BYTES // max(1, layer[0].numel() * layer.element_size()))
+    for start in range(0, len(block_ids), step):
+        yield _bytes_of(layer, block_ids[start : start + step])
+
+
+def _bytes_of(layer: torch.Tensor, block_ids: Sequence[int]) -> memoryview:
+    taken = layer.index_select(0, torch.tensor(block_ids, device=layer.device)).cpu()
     if taken.dtype == torch.bfloat16:
         taken = taken.float()
-    if taken.dtype.itemsize == 1:
-        taken = taken.view(torch.uint8)
-    return bytes(taken.contiguous().numpy().tobytes())
+    raw = taken.contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(raw)

@@ -20,6 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from lmcache.errors import ConfigError, DeclinedError, LMCacheError
+from lmcache.integration.vllm.checksums import layers_by_index
 from lmcache.integration.vllm.kv_events import EventLog
 from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
 from lmcache.integration.vllm.metadata import MPConnectorMetadata
@@ -143,7 +144,13 @@ class LMCacheMPConnector(KVConnectorBase_V1):
             logger.warning("lmcache declines to cache for this engine: %s", error)
             self._worker = None
             return
-        self._worker.register(layout, regions, list(kv_caches.values()))
+        self._worker.register(layout, regions, layers_by_index(kv_caches, layout))
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """Before the forward pass: what it will save is known."""
+        super().bind_connector_metadata(connector_metadata)
+        if self._worker is not None:
+            self._worker.announce_stores(self._meta())
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         if self._worker is None:

@@ -35,7 +35,8 @@ class MPConnectorConfig:
     """Times in seconds. `url` is where the server's ZMQ socket listens.
 
     `lookup_wait_s` bounds how long one scheduler step may wait for an answer;
-    `lookup_timeout_s` how long a request may wait over several steps before it is a miss.
+    `lookup_timeout_s` how long a request may wait over several steps before it is a miss;
+    `prefetch_timeout_s` how much longer while the server fetches it from its tiers.
     """
 
     url: str = f"tcp://localhost:{_PORT}"
@@ -49,6 +50,7 @@ class MPConnectorConfig:
     copy_threads: int = 1
     lookup_wait_s: float = 0.0008
     lookup_timeout_s: float = 1.0
+    prefetch_timeout_s: float = 10.0
     load_timeout_s: float = 30.0
     store_timeout_s: float = 60.0
     pending_store_gb: float = 8.0
@@ -184,6 +186,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str, object], object]]] = {
     "copy_threads": ("copy_threads", _integer(1, 64)),
     "lookup_wait": ("lookup_wait_s", _number(0, 1)),
     "lookup_timeout": ("lookup_timeout_s", _number(0.01, 60)),
+    "prefetch_timeout": ("prefetch_timeout_s", _number(0, 600)),
     "load_timeout": ("load_timeout_s", _number(0.1, 3600)),
     "store_timeout": ("store_timeout_s", _number(0.1, 3600)),
     "pending_store_gb": ("pending_store_gb", _number(0, 1 << 20)),

@@ -86,7 +86,7 @@ class LMCacheMPSchedulerAdapter:
             self._make_registration,
             on_removed=self._on_removed,
         )
-        self._lookups = LookupClient(self.membership, config.lookup_timeout_s, clock)
+        self._lookups = LookupClient(self.membership, config.lookup_timeout_s, clock, config.prefetch_timeout_s)
 
     def start(self) -> None:
         self.membership.start()

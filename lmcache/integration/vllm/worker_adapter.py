@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 
 from lmcache.core.layout import KVLayout, check_chunk_size
 from lmcache.errors import DeclinedError, LMCacheError, RequestRefusedError
+from lmcache.integration.mp.checksums import answer_query
 from lmcache.integration.mp.jobs import LoadJob, LoadResult, StoreOutcome, StoreResult
 from lmcache.integration.mp.ledger import WriteLedger
 from lmcache.integration.mp.membership import Membership, MembershipConfig
 from lmcache.integration.mp.worker import TransferConfig, TransferWorker
-from lmcache.integration.vllm.checksums import block_checksums
+from lmcache.integration.vllm.checksums import readers
 from lmcache.integration.vllm.metadata import MPConnectorMetadata, MPWorkerReport
 from lmcache.integration.vllm.mp_config import MPConnectorConfig
 from lmcache.integration.vllm.parallel import ParallelStrategy
@@ -72,7 +74,7 @@ class LMCacheMPWorkerAdapter:
     def register(self, layout: KVLayout, regions: list[np.ndarray], layers: list[Any]) -> None:
         """The rank's pages are there: join the server. Raises ValueError if the server's chunks do not fit them.
 
-        `layers` are the engine's own tensors `[blocks, heads, tokens, content]`, for checksums.
+        `layers` are the engine's own tensors in the order of the model, their first axis its blocks, for checksums.
         """
         self._layout, self._layers = layout, layers
         self._regions = regions
@@ -153,10 +155,25 @@ class LMCacheMPWorkerAdapter:
                 self._count_load(_no_server(job))
                 self._refused_loads.add(job.request_id)
 
+    def announce_stores(self, meta: MPConnectorMetadata) -> None:
+        """Before the forward pass: the places of the first store are reserved while its pages are computed."""
+        if self._transfer is None:
+            return
+        if meta.stores:
+            self._transfer.announce_store(meta.stores[0])
+        else:
+            self._transfer.withdraw_store()
+
     def submit_stores(self, meta: MPConnectorMetadata) -> None:
-        """After the forward pass: the pages are written, the scheduler holds their blocks."""
+        """After the forward pass: the pages are written, the scheduler holds their blocks.
+
+        vLLM calls this also on the way out of a forward pass that raised: those pages are not saved.
+        """
+        has_failed = sys.exc_info()[1] is not None
         for job in meta.stores:
-            if self._transfer is not None:
+            if has_failed:
+                self._take_store(StoreResult(job.job_id, StoreOutcome.DROPPED))
+            elif self._transfer is not None:
                 self._transfer.submit_store(job)
             else:
                 self._take_store(StoreResult(job.job_id, StoreOutcome.FAILED))
@@ -213,11 +230,8 @@ class LMCacheMPWorkerAdapter:
 
     def _answer_query(self, query: m.ChecksumQuery) -> m.ChecksumResult:
         """Runs in the control thread: MD5s of the pages as they are now."""
-        try:
-            rows = block_checksums(self._layers, query.block_ids, query.chunk_size, query.layerwise)
-        except (LMCacheError, IndexError, RuntimeError, TypeError) as error:
-            return m.ChecksumResult(query.query_id, [], str(error))
-        return m.ChecksumResult(query.query_id, rows)
+        num_blocks = self._layout.num_blocks if self._layout is not None else 0
+        return answer_query(query, readers(self._layers), num_blocks)
 
     def shutdown(self) -> None:
         if self._transfer is not None:
