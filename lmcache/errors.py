@@ -27,6 +27,26 @@ class TokenRangeError(LMCacheError, ValueError):
     """A token id that does not fit the 32-bit unsigned form that is hashed."""
 
 
+class BlockRangeError(LMCacheError, ValueError):
+    """Block ids that cannot be read, or that the engine's cache does not have."""
+
+
+class NoInstanceError(LMCacheError):
+    """No worker is registered under this instance id."""
+
+
+class NoKVError(LMCacheError):
+    """A worker is registered, but has no KV memory to ask about."""
+
+
+class UnsupportedFormatError(LMCacheError):
+    """What was asked for does not exist for this engine's KV format."""
+
+
+class InstanceError(LMCacheError):
+    """A worker could not answer a question, or did not in time."""
+
+
 class IntegrityError(LMCacheError):
     """An internal invariant does not hold; whoever sees it must stop trusting the state."""
 
@@ -45,6 +65,10 @@ class NoRoomError(PoolError):
 
 class PoolLostError(PoolError):
     """The files of an open pool were removed by someone else."""
+
+
+class QuotaFileError(LMCacheError):
+    """Quotas cannot be written where they must survive a restart."""
 
 
 class ProtocolError(LMCacheError):
@@ -71,5 +95,58 @@ class RequestRefusedError(LMCacheError):
         self.code = code
 
 
+class APIRefusedError(LMCacheError):
+    """The HTTP API of a server answered no. `status` is that of the answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class DeclinedError(LMCacheError):
     """This set-up cannot be served; the text names the reason and the remedy."""
+
+
+class L2Error(LMCacheError):
+    """What an L2 adapter raises; libraries' errors are translated into these inside its folder."""
+
+
+class BackendError(L2Error):
+    """The backend could not be reached or refused: trying again later may help."""
+
+
+class BreakerOpenError(BackendError):
+    """The backend failed so often that it is left alone for a while."""
+
+
+class BackendFullError(L2Error):
+    """The backend has no room, and nothing may be evicted."""
+
+
+class ObjectMissingError(L2Error):
+    """The backend does not hold this object."""
+
+
+class CorruptObjectError(L2Error):
+    """What the backend holds under this key is torn, rotten or of another kind."""
+
+
+class ListingUnsupportedError(L2Error):
+    """This adapter cannot list what it holds."""
+
+
+class PageTokenError(L2Error, ValueError):
+    """A page token that this adapter never gave out."""
+
+
+class AdapterNotFoundError(L2Error):
+    """No such adapter is configured."""
+
+
+class ReconfigureError(L2Error):
+    """A reconfiguration that was refused. `status` is the HTTP code that says why; `details` goes into the answer."""
+
+    def __init__(self, status: int, text: str, details: dict[str, object] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.details = details or {}

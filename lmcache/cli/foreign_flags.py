@@ -59,8 +59,8 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
     *_refused(_missing("blending"), "--enable-segmented-prefix", "--enable-blend-reorder", takes_value=False),
     *_refused(_missing("runtime plugins"), "--runtime-plugin-locations"),
     *_ignored("there are no runtime plugins to configure", "--runtime-plugin-config"),
-    *_refused(_missing("the endpoint /run_script"), "--run-script-api-enabled", takes_value=False),
-    *_ignored("the endpoint /run_script, which it restricts, is not part of this release", "--script-allowed-imports"),
+    *_ignored("/run_script is served unless --http-disable run_script takes it away", "--run-script-api-enabled",
+              takes_value=False),
     # Memory
     *_ignored(_POOL_GROWTH, "--l1-use-lazy", "--no-l1-use-lazy", takes_value=False),
     *_ignored(_POOL_GROWTH, "--l1-init-size-gb"),
@@ -73,9 +73,7 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
     *_ignored("there is no L1 tier on NVMe to tune", "--gds-l1-use-direct-io", "--no-gds-l1-use-direct-io",
               takes_value=False),
     # L2
-    *_refused(_missing("L2 tiers"),
-              "--l2-adapter", "--l2-store-policy", "--l2-prefetch-policy", "--l2-prefetch-max-in-flight"),
-    *_ignored("there are no L2 tiers to notify about", "--periodic-notifier-interval-ms"),
+    *_ignored("an adapter's threads tell when they are done", "--periodic-notifier-interval-ms"),
     # Other servers
     *_refused(_missing("transfers between servers"), "--p2p-advertise-url"),
     *_ignored(_PEERS, "--p2p-listen-url", "--p2p-lookup-timeout", "--p2p-load-timeout", "--p2p-transfer-engine"),
@@ -105,10 +103,6 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
 
 # Flags we have, with values we cannot honour.
 _REFUSED_VALUES = {
-    "--eviction-policy": {
-        "IsolatedLRU": _missing("quotas per tenant"),
-        "ARC": _missing("that policy"),
-    },
     "--engine-type": {"blend": _missing("blending"), "blend_legacy": _missing("blending")},
     "--supported-transfer-mode": {
         "lmcache_driven": "would have this server touch device memory; engines copy by themselves here (engine_driven)"

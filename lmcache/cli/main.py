@@ -8,15 +8,28 @@ from collections.abc import Sequence
 
 import click
 
-from lmcache.errors import LMCacheError
+from lmcache.errors import APIRefusedError, DeclinedError, LMCacheError, RequestRefusedError, ServerUnavailableError
 
+_EXIT_REFUSED = 1
 _EXIT_BAD_USE = 2
+_EXIT_UNREACHABLE = 3
 _EXIT_INTERRUPTED = 130
 
 # Name, module with a `command`, and what the help says of it.
 _COMMANDS = {
     "server": ("lmcache.cli.server", "Run the cache server that vLLM connects to."),
     "pool": ("lmcache.cli.pool", "List and remove the shared-memory pools of this user."),
+    "ping": ("lmcache.cli.ping", "Is the server up and ready?"),
+    "status": ("lmcache.cli.status", "Show health, L1, workers, L2 adapters and controllers."),
+    "conf": ("lmcache.cli.conf", "Show the settings in force."),
+    "metrics": ("lmcache.cli.metrics", "Print or reset metrics."),
+    "clear": ("lmcache.cli.clear", "Empty L1."),
+    "keys": ("lmcache.cli.keys", "List the keys that L2 holds."),
+    "delete": ("lmcache.cli.delete", "Delete objects from L2, by key."),
+    "quota": ("lmcache.cli.quota", "Show and set quotas per tenant."),
+    "adapters": ("lmcache.cli.adapters", "List L2 adapters."),
+    "reconfigure": ("lmcache.cli.reconfigure", "Change an L2 adapter at run time."),
+    "bench": ("lmcache.cli.bench", "Drive a server with synthetic KV, and check every byte."),
 }
 
 
@@ -66,14 +79,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = cli.main(arguments, prog_name="lmcache", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        return _refuse(context.command_path if context is not None else "lmcache", error.format_message())
+        who = context.command_path if context is not None else "lmcache"
+        return _refuse(who, error.format_message(), _EXIT_BAD_USE)
     except LMCacheError as error:
-        return _refuse("lmcache", str(error))
+        return _refuse("lmcache", str(error), _exit_code(error))
     except (click.Abort, KeyboardInterrupt):
         return _EXIT_INTERRUPTED
     return result if isinstance(result, int) else 0
 
 
-def _refuse(who: str, text: str) -> int:
+def _exit_code(error: LMCacheError) -> int:
+    """A server that said no, one that did not answer, or what we were asked cannot be done."""
+    if isinstance(error, APIRefusedError | RequestRefusedError | DeclinedError):
+        return _EXIT_REFUSED
+    return _EXIT_UNREACHABLE if isinstance(error, ServerUnavailableError) else _EXIT_BAD_USE
+
+
+def _refuse(who: str, text: str, code: int) -> int:
     print(f"{who}: {' '.join(text.split())}", file=sys.stderr)
-    return _EXIT_BAD_USE
+    return code

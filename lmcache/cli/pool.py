@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 
 import click
 
@@ -21,6 +20,7 @@ def command(context: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 def list_pools(as_json: bool) -> None:
     """Every pool, its size, its objects, and who uses it."""
+    from lmcache.cli.tables import print_table
     from lmcache.core.sizes import format_bytes
     from lmcache.server.pools import own_pools
 
@@ -34,13 +34,7 @@ def list_pools(as_json: bool) -> None:
          str(pool.num_clients))
         for pool in pools
     ]  # fmt: skip
-    _print_table(rows)
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 @command.command("rm")

@@ -96,6 +96,7 @@ _MP_OPTIONS = _options(
     _mp("--session-ttl-seconds", "Idle time after which a request's session ends."),
     _mp("--worker-reap-timeout-seconds", "Silence after which a worker is given up; 0: never."),
     _mp("--worker-registration-grace-seconds", "The same for a worker that has not pinged yet."),
+    _mp("--script-allowed-imports", "Modules that a script sent to /run_script may import.", multiple=True),
     click.option("--engine-type", default=_ENGINE_TYPES[0], hidden=True),
     click.option("--supported-transfer-mode", default=_TRANSFER_MODES[0], hidden=True),
     click.option("--transport", default=_TRANSPORTS[0], hidden=True),
@@ -109,14 +110,40 @@ _STORAGE_OPTIONS = _options(
     _storage("--l1-align-bytes", "Alignment of objects, a divisor of 4096."),
     _storage("--l1-write-ttl-seconds", "Time a store may take."),
     _storage("--l1-read-ttl-seconds", "Time a promised load may take."),
-    _storage("--eviction-policy", "Which object goes first: LRU, noop (none)."),
+    _storage("--eviction-policy", "Which object goes first: LRU, IsolatedLRU (within quotas per tenant), ARC, S3-FIFO, "
+             "noop (none)."),
+    _storage("--default-quota-gb", "What a tenant without a quota may keep, in GB of 1024^3 bytes, where quotas are "
+             "honoured."),
+    _storage("--quota-file", "File that quotas survive a restart in; by default after the pool's name, in the "
+             "user's state folder."),
     _storage("--eviction-trigger-watermark", "Share of L1 above which objects are evicted ahead of need; by default "
              "only as much is evicted as is needed.", type=float),
     _storage("--eviction-ratio", "Share of all objects that one such cycle evicts."),
 )  # fmt: skip
+_L2_OPTIONS = _options(
+    click.option("--l2-adapter", multiple=True, metavar="JSON",
+                 help="An L2 adapter, such as '{\"type\": \"fs\", \"base_path\": \"/mnt/kv\"}'; may be given several times."),
+    _storage("--l2-store-policy", "What happens to a new object: default (to every adapter), skip_l1 (and L1 lets go)."),
+    _storage("--l2-prefetch-policy", "Which adapter loads, and what stays in L1: default (the first that has it; gone "
+             "with its reader), retain (it stays), first (the adapter that answers first)."),
+    _storage("--l2-prefetch-max-in-flight", "Prompts fetched from L2 at once."),
+    _storage("--l2-scrub-objects-per-second", "Stored objects verified in the background; 0: none."),
+    _storage("--l2-drain-timeout-seconds", "How long a clean stop waits for objects on their way to L2."),
+)  # fmt: skip
 _PROCESS_OPTIONS = _options(
     _field(HTTPConfig, "--http-host", "Address of the HTTP API."),
     _field(HTTPConfig, "--http-port", "Port of the HTTP API."),
+    _field(HTTPConfig, "--http-auth-token-file", "File with lines `<role> <token> [name]`, roles read, operate, admin: "
+           "whoever calls the HTTP API must send such a token, but for / and /healthcheck."),
+    _field(HTTPConfig, "--http-redact-env", "Show *** at GET /env for what looks secret, and for the user in a URL.",
+           is_flag=True),
+    _field(HTTPConfig, "--http-script-timeout-seconds", "Time that a script sent to /run_script may take."),
+    click.option("--http-disable", multiple=True, metavar="NAME,...",
+                 help="Endpoints that are not served: modules (env, run_script, ...) or paths."),
+    click.option("--http-extra-apis", multiple=True, metavar="DIR",
+                 help="Folder with further endpoint modules *_api.py; may be given several times."),
+    _field(HTTPConfig, "--http-ssl-certfile", "PEM certificate chain: serve https instead of http."),
+    _field(HTTPConfig, "--http-ssl-keyfile", "Its unencrypted key, where that is a file of its own."),
     _field(ObservabilityConfig, "--log-level", "What is logged to stderr.",
            type=click.Choice(LEVELS, case_sensitive=False), envvar="LMCACHE_LOG_LEVEL"),
     click.option("--disable-metrics", is_flag=True, help="Leave our metrics out of /metrics."),
@@ -135,6 +162,7 @@ _FOREIGN_OPTIONS = _options(
 @click.command("server", cls=_ServerCommand)
 @_MP_OPTIONS
 @_STORAGE_OPTIONS
+@_L2_OPTIONS
 @_PROCESS_OPTIONS
 @_FOREIGN_OPTIONS
 def command(**given: Any) -> int:
@@ -155,8 +183,11 @@ def command(**given: Any) -> int:
 def parse(given: dict[str, Any]) -> tuple[MPServerConfig, list[str]]:
     """The settings, and one line for each flag that will not do what its writer hopes. Raises ConfigError."""
     warnings = warnings_for(given)
+    given = {**given, "eviction_policy": _policy_name(given["eviction_policy"])}
     _check_choices(given)
-    storage = StorageManagerConfig(**_values_of(StorageManagerConfig, given))
+    storage = StorageManagerConfig(
+        **{**_values_of(StorageManagerConfig, given), "l2_adapters": _parse_adapters(given["l2_adapter"])}
+    )
     mp_values = _values_of(MPConfig, given)
     mp_values["instance_id"] = given["instance_id"] or str(uuid.uuid4())
     if given["hash_algorithm"] == "builtin":
@@ -171,19 +202,42 @@ def parse(given: dict[str, Any]) -> tuple[MPServerConfig, list[str]]:
         ObservabilityConfig(
             given["log_level"].upper(), not (given["disable_metrics"] or given["disable_observability"])
         ),
-        HTTPConfig(given["http_host"], given["http_port"]),
+        _http_config(given),
         CoordinatorConfig(),
     )
     return config, warnings
 
 
+def _http_config(given: dict[str, Any]) -> HTTPConfig:
+    disabled = tuple(name for text in given["http_disable"] for name in text.replace(",", " ").split())
+    return HTTPConfig(**{**_values_of(HTTPConfig, given), "http_disable": disabled})
+
+
 def _values_of(group: type, given: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: given[field.name] for field in dataclasses.fields(group)}
+    return {field.name: given[field.name] for field in dataclasses.fields(group) if field.name in given}
+
+
+def _parse_adapters(texts: tuple[str, ...]) -> tuple[object, ...]:
+    from lmcache.l2.registry import parse_adapters
+
+    return parse_adapters(texts)
+
+
+def _policy_name(given: str) -> str:
+    """As the policy writes itself, whatever case the name came in; one that is unknown stays for the check."""
+    from lmcache.eviction import policy_name
+
+    try:
+        return policy_name(given)
+    except ConfigError:
+        return given
 
 
 def _check_choices(given: dict[str, Any]) -> None:
     from lmcache.core.hashing import ALGORITHM_NAMES
     from lmcache.eviction import policy_names
+    from lmcache.storage.prefetch_policies import prefetch_policy_names
+    from lmcache.storage.store_policies import store_policy_names
 
     for flag, allowed in (
         ("--eviction-policy", tuple(policy_names())),
@@ -191,6 +245,8 @@ def _check_choices(given: dict[str, Any]) -> None:
         ("--engine-type", _ENGINE_TYPES),
         ("--supported-transfer-mode", _TRANSFER_MODES),
         ("--transport", _TRANSPORTS),
+        ("--l2-store-policy", tuple(store_policy_names())),
+        ("--l2-prefetch-policy", tuple(prefetch_policy_names())),
     ):
         value = given[_parameter(flag)]
         refuse_value(flag, value)

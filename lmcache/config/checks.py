@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import keyword
 import math
 
 from lmcache.errors import ConfigError
@@ -23,6 +24,11 @@ def check_fraction(flag: str, value: float) -> None:
 
 def check_port(flag: str, value: int) -> None:
     check_that(0 <= value <= 65535, flag, value, "a port from 0 to 65535")
+
+
+def check_module_name(flag: str, value: str) -> None:
+    is_name = all(part.isidentifier() and not keyword.iskeyword(part) for part in value.split("."))
+    check_that(is_name, flag, repr(value), "the dotted name of a module")
 
 
 def is_loopback(host: str) -> bool:

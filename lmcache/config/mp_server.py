@@ -10,11 +10,14 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from lmcache.config.checks import check_fraction, check_port, check_positive, check_that, is_loopback
+from lmcache.config.checks import check_fraction, check_module_name, check_port, check_positive, check_that, is_loopback
+from lmcache.config.scripts import TIMEOUT_S, TIMEOUT_S_MAX, ScriptSettings
 from lmcache.errors import ConfigError
 
 _SHM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _REAP_TIMEOUT_S_MIN = 30
+# As many bytes as fit into the 63 bits of a quota.
+_QUOTA_GB_MAX = 8e9
 # The alignment of every object. A divisor of it is kept as well.
 _ALIGN_BYTES = 4096
 
@@ -33,6 +36,7 @@ class MPConfig:
     worker_registration_grace_seconds: float = 3600.0
     session_ttl_seconds: float = 600.0
     zmq_token_file: str | None = None
+    script_allowed_imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_that(bool(self.host), "--host", repr(self.host), "an address or a host name")
@@ -41,6 +45,8 @@ class MPConfig:
         check_positive("--session-ttl-seconds", self.session_ttl_seconds)
         self._check_pool_name()
         self._check_liveness()
+        for name in self.script_allowed_imports:
+            check_module_name("--script-allowed-imports", name)
         if not is_loopback(self.host) and self.zmq_token_file is None:
             raise ConfigError(
                 f"--host {self.host} can be reached from other hosts: pass --zmq-token-file FILE as well "
@@ -79,7 +85,7 @@ class StorageManagerConfig:
     """`l1_size_gb` in GiB; None: what an own pool left behind has, else what fits.
 
     `eviction_trigger_watermark` None: objects are evicted only when room is needed, and no
-    more than needed.
+    more than needed. `l2_adapters`: one spec of `l2.registry` per `--l2-adapter`, in order.
     """
 
     l1_size_gb: float | None = None
@@ -89,9 +95,17 @@ class StorageManagerConfig:
     eviction_policy: str = "LRU"
     eviction_trigger_watermark: float | None = None
     eviction_ratio: float = 0.2
+    default_quota_gb: float = 0.0
+    quota_file: str | None = None
     l1_keep: bool = False
     l1_group: str | None = None
     numa_interleave: bool = False
+    l2_adapters: tuple[object, ...] = ()
+    l2_store_policy: str = "default"
+    l2_prefetch_policy: str = "default"
+    l2_prefetch_max_in_flight: int = 8
+    l2_scrub_objects_per_second: float = 0.0
+    l2_drain_timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.l1_size_gb is not None:
@@ -100,9 +114,27 @@ class StorageManagerConfig:
             self.l1_align_bytes > 0 and _ALIGN_BYTES % self.l1_align_bytes == 0, "--l1-align-bytes",
             self.l1_align_bytes, f"a divisor of {_ALIGN_BYTES}, the alignment of every object",
         )  # fmt: skip
+        check_that(
+            self.l2_prefetch_max_in_flight >= 1, "--l2-prefetch-max-in-flight", self.l2_prefetch_max_in_flight,
+            "at least 1",
+        )  # fmt: skip
+        check_that(
+            0 <= self.l2_scrub_objects_per_second < math.inf, "--l2-scrub-objects-per-second",
+            self.l2_scrub_objects_per_second, "0 (off) or a number of objects",
+        )  # fmt: skip
+        check_that(
+            0 <= self.l2_drain_timeout_seconds < math.inf, "--l2-drain-timeout-seconds",
+            self.l2_drain_timeout_seconds, "a number of seconds, at least 0",
+        )  # fmt: skip
         check_positive("--l1-write-ttl-seconds", self.l1_write_ttl_seconds)
         check_positive("--l1-read-ttl-seconds", self.l1_read_ttl_seconds)
         check_fraction("--eviction-ratio", self.eviction_ratio)
+        check_that(
+            0 <= self.default_quota_gb <= _QUOTA_GB_MAX, "--default-quota-gb", self.default_quota_gb,
+            f"a number of GB from 0 to {_QUOTA_GB_MAX:g}",
+        )  # fmt: skip
+        if self.quota_file is not None:
+            check_that(bool(self.quota_file), "--quota-file", repr(self.quota_file), "the path of a file")
         if self.eviction_trigger_watermark is not None:
             check_fraction("--eviction-trigger-watermark", self.eviction_trigger_watermark)
 
@@ -115,12 +147,28 @@ class ObservabilityConfig:
 
 @dataclass(frozen=True, slots=True)
 class HTTPConfig:
+    """`http_disable`: modules, named without `_api`, and paths. `http_extra_apis`: folders.
+    `http_ssl_certfile` may hold the key too."""
+
     http_host: str = "127.0.0.1"
     http_port: int = 8080
+    http_auth_token_file: str | None = None
+    http_redact_env: bool = False
+    http_disable: tuple[str, ...] = ()
+    http_extra_apis: tuple[str, ...] = ()
+    http_ssl_certfile: str | None = None
+    http_ssl_keyfile: str | None = None
+    http_script_timeout_seconds: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         check_that(bool(self.http_host), "--http-host", repr(self.http_host), "an address or a host name")
         check_port("--http-port", self.http_port)
+        check_that(
+            0 < self.http_script_timeout_seconds <= TIMEOUT_S_MAX, "--http-script-timeout-seconds",
+            self.http_script_timeout_seconds, f"greater than 0 and at most {TIMEOUT_S_MAX}",
+        )  # fmt: skip
+        if self.http_ssl_keyfile is not None and self.http_ssl_certfile is None:
+            raise ConfigError("--http-ssl-keyfile needs --http-ssl-certfile FILE, the certificate that the key is for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +189,10 @@ class MPServerConfig:
     def __post_init__(self) -> None:
         if self.mp.port and self.mp.port == self.http.http_port:
             raise ConfigError(f"--port and --http-port are both {self.mp.port}: each needs a port of its own")
+
+    @property
+    def scripts(self) -> ScriptSettings:
+        return ScriptSettings(self.mp.script_allowed_imports, self.http.http_script_timeout_seconds)
 
     def by_name(self) -> dict[str, object]:
         """The groups by the names that `app.state.configs` documents."""

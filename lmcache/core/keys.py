@@ -21,17 +21,22 @@ def check_model_name(model_name: str) -> str:
         raise KeyFormatError(f"model_name must have 1 to {MODEL_NAME_CHARS_MAX} characters (got {len(model_name)})")
     if _MODEL_FORBIDDEN in model_name:
         raise KeyFormatError(f"model_name must not contain '@' (got {model_name!r})")
+    _check_text("model_name", model_name)
     return model_name
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise KeyFormatError(f"{name} must be valid Unicode text (it has a lone surrogate)") from None
 
 
 def check_cache_salt(cache_salt: str) -> str:
     """The salt is the tenant. Empty means none; its characters must survive in file names."""
     if len(cache_salt) > CACHE_SALT_CHARS_MAX:
         raise KeyFormatError(f"cache_salt exceeds max length {CACHE_SALT_CHARS_MAX} (got {len(cache_salt)})")
-    try:
-        cache_salt.encode()
-    except UnicodeEncodeError:
-        raise KeyFormatError("cache_salt must be valid Unicode text (it has a lone surrogate)") from None
+    _check_text("cache_salt", cache_salt)
     found = frozenset(character for character in _SALT_FORBIDDEN if character in cache_salt)
     if found:
         raise KeyFormatError(f"cache_salt must not contain {found!r} (got {cache_salt!r})")

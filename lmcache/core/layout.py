@@ -6,9 +6,13 @@ blocks. Nothing here interprets what lies inside a page.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 
 from lmcache.errors import DeclinedError
+
+_NUMBER = re.compile(r"(?:^|\.)([0-9]{1,9})(?:\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ class KVLayout:
         return sum(group.num_layers for group in self.groups)
 
     @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """The model's number of each layer, in the order of the groups: the one in its name, as in
+        `model.layers.3.self_attn`. Counted from 0 where names do not tell all layers apart."""
+        names = [name for group in self.groups for name in group.layer_names]
+        found = [_NUMBER.search(name) for name in names]
+        indices = tuple(int(number[1]) for number in found if number is not None)
+        return indices if len(set(indices)) == len(names) else tuple(range(len(names)))
+
+    @property
+    def has_block_axis(self) -> bool:
+        """Whether every group is an array of blocks, so that a block can be asked for by its id."""
+        return all(group.shape[:1] == (self.num_blocks,) for group in self.groups)
+
+    @property
     def block_bytes(self) -> int:
         return sum(group.num_layers * group.page_bytes for group in self.groups)
 
@@ -64,6 +82,16 @@ class KVLayout:
 
     def chunk_bytes(self, chunk_size: int) -> int:
         return self.blocks_per_chunk(chunk_size) * self.block_bytes
+
+    def describe(self) -> str:
+        """How a chunk's bytes lie, as JSON, for whoever meets a stored object: group by group an array
+        `[layers, blocks, page]`, where a page is `shape` values of `dtype`."""
+        groups = [
+            {"dtype": group.dtype, "shape": list(group.shape[1:]), "layers": group.num_layers, "page": group.page_bytes}
+            for group in self.groups
+        ]
+        described = {"format": self.format_name, "block_size": self.block_size, "groups": groups}
+        return json.dumps(described, separators=(",", ":"))
 
     def identity(self) -> list[object]:
         """The fields that must be equal for two ranks to share bytes, as plain values."""

@@ -5,32 +5,48 @@ Knows no socket: the dispatcher hands it messages, HTTP handlers ask it for repo
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pathlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmcache.core.hashing import make_algorithm
-from lmcache.engine.checksums import ChecksumModule, PostToPeer
+from lmcache.core.keys import check_cache_salt, check_model_name
+from lmcache.engine.checksums import BlockChecksums, ChecksumModule, ChecksumRequest, PostToPeer
+from lmcache.engine.contexts import report_context
+from lmcache.engine.l1_objects import L1Objects
 from lmcache.engine.lookup import LookupModule
 from lmcache.engine.management import LivenessConfig, ManagementModule
 from lmcache.engine.metrics import EngineMetrics
-from lmcache.engine.pool import Pool, PoolConfig
+from lmcache.engine.pool import SERVER_UID, Pool, PoolConfig
+from lmcache.engine.prefetches import PrefetchModule, PrefetchTicket
+from lmcache.engine.quota_cycle import QuotaCycle
 from lmcache.engine.registry import Client, ClientRegistry
 from lmcache.engine.sessions import SessionTable
 from lmcache.engine.store import StoreModule
-from lmcache.errors import LMCacheError
+from lmcache.engine.usage import TenantUsage
+from lmcache.errors import LMCacheError, NoInstanceError
+from lmcache.l1.manager import L1Manager
+from lmcache.quota.manager import QuotaManager
+from lmcache.quota.wipes import WipeLog
+from lmcache.storage.manager import StorageConfig, StorageManager
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 logger = logging.getLogger(__name__)
 
+# Between two slices of a clear, for whoever waits for the mutex.
+_CLEAR_PAUSE_S = 0.0005
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """`lock_fraction`: the share of the pool one client may hold read-locked."""
+    """`lock_fraction`: the share of the pool one client may hold read-locked. `default_quota_bytes`: the
+    limit of tenants without a quota; `quota_file`: where quotas survive a restart, None for nowhere."""
 
     pool: PoolConfig
     chunk_size: int = 256
@@ -40,7 +56,10 @@ class EngineConfig:
     lock_fraction: float = 0.5
     trigger_watermark: float | None = None
     eviction_ratio: float = 0.2
+    default_quota_bytes: int = 0
+    quota_file: pathlib.Path | None = None
     liveness: LivenessConfig = field(default_factory=LivenessConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
 
 class MPCacheServer:
@@ -62,22 +81,34 @@ class MPCacheServer:
         self._steps = steps
         self._random_id = random_id
         self.mutex = threading.RLock()
+        self._clear_mutex = threading.Lock()
         self.boot_id = random_id()
-        self.pool = Pool(config.pool, clock, steps)
+        self.quotas = QuotaManager(config.default_quota_bytes, config.quota_file)
+        self.wipes = WipeLog(metrics)
+        self._quota_cycle = QuotaCycle(self.quotas, self.wipes, self._open_l1)
+        self.pool = Pool(config.pool, clock, steps, self.quotas)
         self.pool_lost_error = ""
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
         self.sessions = SessionTable(clock, config.session_ttl_s, config.read_ttl_s)
+        self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, metrics, self._find_excess, clock)
+        self.prefetches = PrefetchModule(
+            self.storage, self.registry, make_algorithm(config.hash_algorithm), config.chunk_size, clock
+        )
         self.lookups = LookupModule(
-            self.registry, self.sessions, self.metrics, config.chunk_size,
+            self.registry, self.sessions, self.prefetches, self.metrics, config.chunk_size,
             int(config.pool.geometry.pool_bytes * config.lock_fraction), steps,
         )  # fmt: skip
-        self.stores = StoreModule(self.registry, self.metrics, config.chunk_size, steps)
+        self.stores = StoreModule(self.registry, self.storage.stores, self.metrics, config.chunk_size, steps)
         self.management = ManagementModule(
-            self.registry, self.sessions, self.stores, self.metrics, config.liveness, clock
+            self.registry, self.sessions, self.stores, self.prefetches, self.metrics, config.liveness, clock
         )
         self.checksums = ChecksumModule(post)
+        self.l1_objects = L1Objects(self.mutex, lambda: self.pool, self.management.note_removed)
+        self.usage = TenantUsage(self.storage, lambda: self.pool.l1, config.pool.eviction_policy)
         self.metrics.registry.gauge("lmcache_mp_l1_memory_usage_bytes", "Bytes of L1 in use", self._read_used)
         self.metrics.registry.gauge("lmcache_mp_l1_usage_ratio", "Share of L1 in use", self._read_ratio)
+        self.metrics.registry.gauge("lmcache_mp_active_prefetch_jobs", "Prefetches queued or under way",
+                                    lambda: {(): float(self.prefetches.num_active)})  # fmt: skip
         self.metrics.registry.gauge("lmcache_mp_active_sessions", "Requests with a session", self._read_sessions)
         self.metrics.registry.gauge(
             "lmcache_mp_l1_quarantined_bytes", "Bytes given up by late or dead writers, not reusable yet",
@@ -87,7 +118,7 @@ class MPCacheServer:
     # Loops
 
     def evict_cycle(self) -> dict[str, object]:
-        """One cycle of the eviction loop: hide late writes, delete behind resets, follow the watermark."""
+        """One cycle of the eviction loop: hide late writes, delete behind resets, follow watermark and quotas."""
         with self.mutex:
             self.metrics.l1_eviction_loop_ticks.add(1)
             if self.pool.is_closed:
@@ -99,7 +130,17 @@ class MPCacheServer:
             evicted = self._evict_to_watermark()
             self.metrics.sessions_expired.add(self.sessions.expire(l1))
             self.management.note_removed(l1)
-        return {"writes_expired": expired, "deleted_behind": deleted, "evicted": evicted}
+        beyond = self._quota_cycle.run()
+        return {"writes_expired": expired, "deleted_behind": deleted, "evicted": evicted, "beyond_quota": beyond}
+
+    @contextlib.contextmanager
+    def _open_l1(self) -> Iterator[L1Manager | None]:
+        """L1 for one slice of the quota cycle; what it evicts is announced."""
+        with self.mutex:
+            l1 = None if self.pool.is_closed else self.pool.l1
+            yield l1
+            if l1 is not None:
+                self.management.note_removed(l1)
 
     def _evict_to_watermark(self) -> int:
         watermark = self.config.trigger_watermark
@@ -134,14 +175,65 @@ class MPCacheServer:
             self.management.unregister(self.pool, uid)
             self.stores.forget(uid)
         self.boot_id = self._random_id()
-        self.pool.close(keep=True)
-        self.pool = Pool(self.config.pool, self._clock, self._steps)
+        self.pool.abandon()
+        self.pool = Pool(self.config.pool, self._clock, self._steps, self.quotas)
 
     # Operators
 
     def clear(self, force: bool = True) -> int:
+        """Remove what L1 holds now (without `force`, but what is locked); forced, hide writes under way.
+
+        In slices with a pause between them: requests and probes go on meanwhile. Not under the mutex.
+        """
+        with self._clear_mutex:
+            self._note_integrity("before a clear")
+            pool, num_removed, slot = self.pool, 0, 0
+            while slot < self.config.pool.geometry.num_records:
+                with self.mutex:
+                    if self.pool is not pool or pool.is_closed:
+                        break  # and with the pool, all that it held
+                    num_more, slot = self.management.clear_slice(pool.l1, slot, force)
+                num_removed += num_more
+                time.sleep(_CLEAR_PAUSE_S)
+            self._note_integrity("after a clear")
+        logger.info("cleared %d objects of L1%s", num_removed, "" if force else " that nobody had locked")
+        return num_removed
+
+    def _note_integrity(self, when: str) -> None:
+        """A clear is also the remedy for a state that went wrong: it says so, and goes on."""
         with self.mutex:
-            return self.management.clear(self.pool.l1, force)
+            if reason := self._unhealthy_reason():
+                logger.error("L1 is not healthy %s: %s", when, reason)
+
+    @property
+    def cache_contexts(self) -> dict[int, Client]:
+        """Every registered KV context by instance id. Any thread."""
+        return {worker.instance_id: worker for worker in self.registry.workers()}
+
+    def block_checksums(self, instance_id: int, request: ChecksumRequest) -> BlockChecksums:
+        """MD5s of a worker's blocks as they are now. Blocks until it has answered; see `ChecksumModule.of_worker`."""
+        worker = self.worker(instance_id)
+        if worker is None:
+            raise NoInstanceError(f"instance_id {instance_id} not registered")
+        return self.checksums.of_worker(worker, request)
+
+    def prefetch_tokens(
+        self, model_name: str, world_size: int, token_ids: Sequence[int], cache_salt: str
+    ) -> PrefetchTicket | None:
+        """Bring a prompt from L2 to L1, for every engine that could use it. None: nothing to do. Raises
+        KeyFormatError, TokenRangeError."""
+        check_model_name(model_name)
+        check_cache_salt(cache_salt)
+        with self.mutex:
+            roots = self.prefetches.roots_of(model_name, world_size)
+        chains = self.prefetches.chains(roots, token_ids)
+        with self.mutex:
+            return self.prefetches.submit_chains(self.pool, model_name, world_size, cache_salt, chains)
+
+    def prefetch_ticket(self, request_id: str) -> PrefetchTicket | None:
+        """How an operator's prefetch fares; None for one that is not known (any more)."""
+        with self.mutex:
+            return self.prefetches.ticket(request_id)
 
     def client(self, uid: int) -> Client | None:
         """The registered client, seen now. Under the mutex."""
@@ -165,17 +257,20 @@ class MPCacheServer:
                 "hash_algorithm": self.config.hash_algorithm,
                 "active_sessions": len(self.sessions),
                 "registered_gpu_ids": [worker.instance_id for worker in workers],
-                "cache_context_meta": {str(worker.instance_id): self._report_context(worker) for worker in workers},
+                "cache_context_meta": {
+                    str(worker.instance_id): report_context(worker, self.registry.engine_of(worker).world_size)
+                    for worker in workers
+                },
                 "registered_non_cuda_instance_ids": [],
                 "non_cuda_context_meta": {},
-                "active_prefetch_jobs": 0,
+                "active_prefetch_jobs": self.prefetches.num_active,
                 "storage_manager": storage,
                 **self.management.report(),
             }
 
     def _report_storage(self) -> dict[str, object]:
-        l1 = self._report_l1()
-        return {"is_healthy": l1["is_healthy"], "l1_manager": l1, "l2_adapters": [], "num_l2_adapters": 0}
+        l1, l2 = self._report_l1(), self.storage.report_status()
+        return {**l2, "is_healthy": l1["is_healthy"] and l2["is_healthy"], "l1_manager": l1}
 
     def _report_l1(self) -> dict[str, object]:
         recovery = self.pool.recovery
@@ -205,39 +300,8 @@ class MPCacheServer:
             return str(error)
         return self.pool.populate_error
 
-    def _report_context(self, worker: Client) -> dict[str, object]:
-        layout = worker.layout
-        if layout is None:
-            return {}
-        first_layers = [sum(group.num_layers for group in layout.groups[:index]) for index in range(len(layout.groups))]
-        groups = [
-            {
-                "kernel_group_idx": index,
-                "engine_group_idx": 0,
-                "object_group_idx": 0,
-                "num_layers": group.num_layers,
-                "layer_indices": list(range(first, first + group.num_layers)),
-                "tokens_per_block": layout.block_size,
-                "slots_per_block": layout.block_size,
-                "dtype": group.dtype,
-                "engine_kv_concrete_shape": str(list(group.shape)),
-                "is_mla": layout.is_mla,
-                "engine_kv_format": layout.format_name,
-                "engine_kv_shape": "[blocks, heads, tokens, content]",
-                "attention_backend": group.attention_backend,
-            }
-            for index, (group, first) in enumerate(zip(layout.groups, first_layers, strict=True))
-        ]
-        return {
-            "model_name": worker.model_name,
-            "world_size": self.registry.engine_of(worker).world_size,
-            "kv_cache_layout": {
-                "num_layers": layout.num_layers,
-                "num_blocks": layout.num_blocks,
-                "cache_size_per_token": layout.bytes_per_token,
-                "kernel_groups": groups,
-            },
-        }
+    def _find_excess(self, usage_bytes: Mapping[str, int]) -> Mapping[str, int]:
+        return self.quotas.excess(usage_bytes)
 
     def _read_used(self) -> dict[tuple[str, ...], float]:
         return {(): self.pool.l1.memory_bytes()[0]}
@@ -253,6 +317,7 @@ class MPCacheServer:
         return {(): float(self.pool.l1.report()["quarantined_bytes"])}
 
     def close(self, keep: bool | None = None) -> None:
-        """Let go of the pool. Nobody may call the engine afterwards."""
+        """Let go of the pool, after the tiers. Nobody may call the engine afterwards."""
+        has_writers = not self.storage.close()
         with self.mutex:
-            self.pool.close(keep)
+            self.pool.close(keep, has_writers)

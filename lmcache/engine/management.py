@@ -15,7 +15,8 @@ import msgspec
 
 from lmcache.core.layout import KVLayout
 from lmcache.engine.metrics import EngineMetrics
-from lmcache.engine.pool import Pool
+from lmcache.engine.pool import SERVER_UID, Pool
+from lmcache.engine.prefetches import PrefetchModule
 from lmcache.engine.registry import Client, ClientKind, ClientRegistry, Engine
 from lmcache.engine.sessions import SessionTable
 from lmcache.engine.store import StoreModule
@@ -57,6 +58,7 @@ class ManagementModule:
         registry: ClientRegistry,
         sessions: SessionTable,
         stores: StoreModule,
+        prefetches: PrefetchModule,
         metrics: EngineMetrics,
         liveness: LivenessConfig,
         clock: Callable[[], float],
@@ -64,6 +66,7 @@ class ManagementModule:
         self._registry = registry
         self._sessions = sessions
         self._stores = stores
+        self._prefetches = prefetches
         self._metrics = metrics
         self._liveness = liveness
         self._clock = clock
@@ -118,6 +121,7 @@ class ManagementModule:
 
     def unregister(self, pool: Pool, uid: int) -> None:
         """The same for a goodbye and for a client given up: its locks and sessions end here."""
+        self._prefetches.release_client(uid)
         self._sessions.end_client(pool.l1, uid)
         self._registry.remove(uid)
 
@@ -178,10 +182,11 @@ class ManagementModule:
                 self._dying_roots.remove(root)
         return num_deleted
 
-    def clear(self, l1: L1Manager, force: bool) -> int:
-        num_removed = l1.clear(force)
+    def clear_slice(self, l1: L1Manager, first_slot: int, force: bool) -> tuple[int, int]:
+        """See `L1Manager.clear_slice`."""
+        num_removed, next_slot = l1.clear_slice(first_slot, force)
         self.note_removed(l1)
-        return num_removed
+        return num_removed, next_slot
 
     # Liveness
 
@@ -200,7 +205,8 @@ class ManagementModule:
         return {"dead": len(dead), "silent": len(silent)}
 
     def _known_uids(self, pool: Pool) -> set[int]:
-        return set(self._registry.clients) | pool.l1.pending_owners() | set(known_client_uids(pool.files.folder))
+        known = set(self._registry.clients) | pool.l1.pending_owners() | set(known_client_uids(pool.files.folder))
+        return known - {SERVER_UID}
 
     def _bury(self, pool: Pool, uid: int) -> None:
         num_freed = pool.l1.abort_owner(uid)

@@ -31,6 +31,9 @@ class EngineMetrics:
             _PREFIX + "lookup_hit_tokens", "Tokens found, leading chunks", "model_name", "cache_salt"
         )
         self.lookup_hit_l1 = counter(_PREFIX + "lookup_hit_l1_tokens", "Tokens found in L1", "model_name", "cache_salt")
+        self.lookup_hit_l2 = counter(
+            _PREFIX + "lookup_hit_l2_tokens", "Tokens fetched from L2 for a lookup", "model_name", "cache_salt"
+        )
         self.store_requests = counter(_PREFIX + "num_submitted_stores_requests", "Batches reserved by workers")
         self.store_finished = counter(_PREFIX + "num_finished_stores_requests", "Batches committed by workers")
         self.refused_commits = counter(

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,11 +21,16 @@ from lmcache.memory.names import NamesTable
 from lmcache.memory.numa import interleave_this_thread, online_nodes
 from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolAccess, PoolFiles
 from lmcache.memory.records import RecordTable
+from lmcache.quota.manager import QuotaManager
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 logger = logging.getLogger(__name__)
 
 _SLICE_BYTES = 64 << 20
+
+# As whom the server itself writes to slots, when it loads from L2. Whoever holds the pool's lock
+# is the only one: what bears this mark after a recovery was left by a server that is dead.
+SERVER_UID = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +50,35 @@ class Pool:
     """Opened by the constructor, which recovers what a dead server left. Thread-safe."""
 
     def __init__(
-        self, config: PoolConfig, clock: Callable[[], float] = time.monotonic, steps: StepObserver = NO_STEPS
+        self,
+        config: PoolConfig,
+        clock: Callable[[], float] = time.monotonic,
+        steps: StepObserver = NO_STEPS,
+        quotas: QuotaManager | None = None,
     ) -> None:
         self.config = config
+        self.quotas = quotas or QuotaManager()
         policy = make_policy(config.eviction_policy)
         self.files = PoolFiles(config.folder, config.geometry, config.access)
         self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records, steps)
         self._names = NamesTable(config.folder / "names", config.access.file_mode)
         slots = SlotTable(self._records, Allocator())
-        self.l1 = L1Manager(L1State(slots, self._names, policy), config.write_ttl_s, clock, steps)
+        self.l1 = L1Manager(L1State(slots, self._names, policy), config.write_ttl_s, clock, steps, self.quotas)
         self.recovery: RecoveryReport = self.l1.recover()
+        self.l1.abort_owner(SERVER_UID)
         self.populate_error = ""
         self.is_closed = False
         self._stopping = threading.Event()
         self._populator = threading.Thread(target=self._populate, name="lmcache-l1-populate", daemon=True)
         self._populator.start()
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.config.geometry.pool_bytes
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Bytes of the pool, writable; stay readable for as long as somebody holds them."""
+        return self.files.view(offset, length)
 
     @property
     def is_populating(self) -> bool:
@@ -83,8 +103,20 @@ class Pool:
     def wait_until_populated(self, timeout_s: float) -> None:
         self._populator.join(timeout_s)
 
-    def close(self, keep: bool | None = None) -> None:
-        """Let go of the pool; it is removed unless kept. Nobody may use `l1` afterwards. Idempotent."""
+    def abandon(self) -> None:
+        """Let go of files that somebody removed. `l1` may still be used: nobody will find what it does."""
+        self.is_closed = True
+        self._stopping.set()
+        self._populator.join()
+        weakref.finalize(self, self._names.close)
+        self.files.abandon()
+
+    def close(self, keep: bool | None = None, has_writers: bool = False) -> None:
+        """Let go of the pool; it is removed unless kept. Nobody may use `l1` afterwards. Idempotent.
+
+        With `has_writers`, a thread of this process may still write to a slot: the lock on the
+        pool is left to the end of the process.
+        """
         if self.is_closed:
             return
         self.is_closed = True
@@ -92,4 +124,4 @@ class Pool:
         self._populator.join()
         self._names.close()
         self._records.close()
-        self.files.close(self.config.keep if keep is None else keep)
+        self.files.close(self.config.keep if keep is None else keep, not has_writers)

@@ -36,6 +36,7 @@ class Client:
     last_seen_s: float
     rank: int = 0
     layout: KVLayout | None = None
+    layout_text: str = ""
     has_pinged: bool = False
     attempt: int = 1
     wants_events: bool = False
@@ -97,7 +98,7 @@ class ClientRegistry:
         make_kv_rank(world_size, rank, world_size, rank)
         client = self._client(uid, ClientKind.WORKER, engine_id, model_name, rank, peer)
         engine = self._engine(engine_id, model_name, world_size)
-        client.layout = layout
+        client.layout, client.layout_text = layout, layout.describe()
         engine.workers[rank] = client
         self._update_root(engine)
         return client, engine

@@ -6,34 +6,50 @@ from collections.abc import Callable
 from itertools import islice
 
 from lmcache.l1.namespace import Namespace
+from lmcache.l1.quota_room import QuotaRoom
 from lmcache.l1.state import L1State
 from lmcache.telemetry.steps import StepObserver
 
 
 class Evictor:
-    """Evicts exactly what is needed, when it is needed; the ranks of a chunk leave together."""
+    """Evicts exactly what is needed, when it is needed; the ranks of a chunk leave together.
 
-    def __init__(self, state: L1State, steps: StepObserver) -> None:
+    With a policy that tells tenants apart, whose objects go is decided by `quota_room`, and
+    which of them by the policy.
+    """
+
+    def __init__(self, state: L1State, quota_room: QuotaRoom, steps: StepObserver) -> None:
         self._state = state
+        self._quota_room = quota_room
         self._steps = steps
         self.num_evicted = 0
 
-    def make_room(self, length: int) -> bool:
-        """Evict until an object of `length` bytes fits. False if it never will."""
+    def make_room(self, length: int, tenant: str) -> bool:
+        """Evict until an object of `length` bytes fits, one of that tenant's. False if it never will."""
         slots = self._state.slots
         if slots.allocator.rounded(length) > slots.allocator.capacity_bytes:
             return False
         while not slots.has_room(length):
-            if not self.evict_next():
+            victim = self._quota_room.victim_for(tenant, length)
+            if victim is None:
                 return False
+            self._evict_chunk(victim)
         return True
 
     def evict_next(self) -> int:
-        """Remove the next chunk in the policy's order; how many objects that were. 0: none may go."""
-        victim = next(self._state.policy.victims(), None)
-        num_removed = self._evict_chunk(victim) if victim is not None else 0
-        self.num_evicted += num_removed
-        return num_removed
+        """Remove the chunk that must go first; how many objects that were. 0: none may go."""
+        victim = self._quota_room.victim()
+        return self._evict_chunk(victim) if victim is not None else 0
+
+    def evict_excess(self, tenant: str, num_objects_max: int) -> tuple[int, int]:
+        """Evict what a tenant holds beyond its limit, oldest first; objects and bytes that went."""
+        num_gone, bytes_before = 0, self._state.usage_bytes.get(tenant, 0)
+        while num_gone < num_objects_max:
+            victim = self._quota_room.victim_of(tenant)
+            if victim is None:
+                break
+            num_gone += self._evict_chunk(victim)
+        return num_gone, bytes_before - self._state.usage_bytes.get(tenant, 0)
 
     def _evict_chunk(self, victim: int) -> int:
         """Remove a slot and, with it, the other ranks of its chunk that nobody has locked."""
@@ -43,9 +59,10 @@ class Evictor:
         num_removed = 0
         for slot in siblings:
             if slot == victim or slot not in state.lock_counts:
-                state.remove_ready(slot, state.slots.records.read(slot))
+                state.remove_ready(slot, state.slots.records.read(slot), is_evicted=True)
                 self._steps.reached("l1.evicted")
                 num_removed += 1
+        self.num_evicted += num_removed
         return num_removed
 
     def remove_where(self, wanted: Callable[[Namespace], bool], force: bool, num_objects_max: int | None = None) -> int:

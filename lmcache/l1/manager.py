@@ -10,29 +10,43 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from lmcache.core.keys import ObjectKey
+from lmcache.l1 import by_key
+from lmcache.l1.clearing import clear_slice
 from lmcache.l1.evictor import Evictor
 from lmcache.l1.namespace import NamespaceKey, RankGroup
+from lmcache.l1.quota_room import QuotaRoom
 from lmcache.l1.read_locks import ReadLocks
 from lmcache.l1.recovery import RecoveryReport, recover
 from lmcache.l1.state import L1State, RemovedObject
+from lmcache.l1.tier_moves import HeldObject, TierMoves
 from lmcache.l1.values import LockBudget, Place, ReserveResult
 from lmcache.l1.writes import SlotWrites
 from lmcache.memory.allocator import ALIGN_BYTES
 from lmcache.memory.records import SlotState, state_of
 from lmcache.protocol.messages import ReserveStatus
+from lmcache.quota.manager import QuotaManager
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 
 class L1Manager:
-    """Thread-safe. `clock` is monotonic seconds; `steps` sees each write that a crash could follow."""
+    """Thread-safe. `clock` is monotonic seconds; `steps` sees each write that a crash could follow.
+    `quotas` counts only with a policy that tells tenants apart."""
 
     def __init__(
-        self, state: L1State, write_ttl_s: float, clock: Callable[[], float], steps: StepObserver = NO_STEPS
+        self,
+        state: L1State,
+        write_ttl_s: float,
+        clock: Callable[[], float],
+        steps: StepObserver = NO_STEPS,
+        quotas: QuotaManager | None = None,
     ) -> None:
         self._state = state
-        self._evictor = Evictor(state, steps)
+        self._quota_room = QuotaRoom(state, quotas or QuotaManager())
+        self._evictor = Evictor(state, self._quota_room, steps)
         self._writes = SlotWrites(state, self._evictor, write_ttl_s, clock, steps)
         self._locks = ReadLocks(state)
+        self._moves = TierMoves(state, self._locks, self._writes)
         self._mutex = threading.Lock()
 
     def recover(self) -> RecoveryReport:
@@ -74,7 +88,7 @@ class L1Manager:
         with self._mutex:
             accepted = [place.slot for place in places if self._writes.commit(owner_uid, place)]
             # As in a lookup: a prompt's tail ends up least recent, so it is evicted before its head.
-            self._state.touch(reversed(accepted))
+            self._state.track(reversed(accepted))
         return accepted
 
     def abort(self, owner_uid: int, places: Sequence[Place]) -> int:
@@ -132,6 +146,33 @@ class L1Manager:
         with self._mutex:
             self._locks.unlock(places)
 
+    # L2
+
+    def describe(self, place: Place) -> HeldObject | None:
+        """What a place holds, if it is still what it was."""
+        with self._mutex:
+            return self._moves.describe(place)
+
+    def holds(self, place: Place) -> bool:
+        """Whether a place is still what it was: to be asked after its bytes were read without a lock."""
+        return self._state.has_word(place.slot, place.slot_word)
+
+    def lock_key(self, key: NamespaceKey, rank_group: RankGroup, digest: bytes, retain: bool) -> Place | None:
+        """Lock the object of a key, if it is here. With `retain`, it is not temporary any more."""
+        with self._mutex:
+            return self._moves.lock_key(key, rank_group, digest, retain)
+
+    def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
+        """Make an object that was loaded findable, and lock it; a temporary one goes with its last lock.
+        None where its time ran out."""
+        with self._mutex:
+            return self._moves.commit_loaded(owner_uid, place, lock, is_temporary)
+
+    def remove(self, places: Sequence[Place]) -> int:
+        """Remove these objects, but those that somebody has locked; returns how many."""
+        with self._mutex:
+            return self._moves.remove(places)
+
     # Removing
 
     def evict_to(self, usage_bytes_max: int, num_objects_max: int) -> int:
@@ -145,21 +186,41 @@ class L1Manager:
                 num_evicted += num_gone
         return num_evicted
 
-    def clear(self, force: bool) -> int:
-        """Remove every object (without `force`, those nobody has locked); writes under way are hidden."""
+    def tenants_beyond_limit(self) -> list[str]:
+        """Tenants that hold more than their quota now, where the policy tells tenants apart."""
         with self._mutex:
-            allocator = self._state.slots.allocator
-            allocator.check_integrity()
-            num_removed = self._evictor.remove_where(lambda namespace: True, force)
-            if force:
-                self._writes.quarantine(list(self._state.write_deadlines))
-            allocator.check_integrity()
+            return self._quota_room.tenants_beyond()
+
+    def evict_excess(self, tenant: str, num_objects_max: int) -> tuple[int, int]:
+        """Evict what a tenant holds beyond its quota, oldest first, and not what is locked: objects and
+        bytes that went. At least so many objects: there may be more to evict."""
+        with self._mutex:
+            return self._evictor.evict_excess(tenant, num_objects_max)
+
+    def clear(self, force: bool) -> int:
+        """Remove every object (without `force`, those nobody has locked); with it, writes under way are hidden."""
+        num_removed, slot = 0, 0
+        while slot < self._state.slots.records.num_records:
+            num_more, slot = self.clear_slice(slot, force)
+            num_removed += num_more
         return num_removed
+
+    def clear_slice(self, first_slot: int, force: bool) -> tuple[int, int]:
+        """The same for a few slots from `first_slot` on, so that nobody waits long: how many objects
+        went, and the slot to go on with. What is stored meanwhile may go too."""
+        with self._mutex:
+            return clear_slice(self._state, first_slot, force)
 
     def delete_root(self, root: bytes, num_objects_max: int) -> int:
         """Remove objects of a root that nobody has locked; returns how many."""
         with self._mutex:
             return self._evictor.remove_where(lambda namespace: namespace.key.root == root, False, num_objects_max)
+
+    def delete_keys(self, keys: Sequence[ObjectKey], force: bool) -> tuple[list[ObjectKey], list[ObjectKey]]:
+        """Remove objects by key, under whatever root; with `force`, locked ones and writes under way as well.
+        The keys of which something went, and of which something was left."""
+        with self._mutex:
+            return by_key.delete_keys(self._state, keys, force)
 
     def has_root(self, root: bytes) -> bool:
         """Whether anything of a root is held, locked or being written included."""
@@ -174,6 +235,13 @@ class L1Manager:
             return removed
 
     # Telling
+
+    def page(
+        self, first_slot: int, num_keys_max: int, model_name: str | None
+    ) -> tuple[list[tuple[ObjectKey, int]], int]:
+        """Some objects from `first_slot` on with their bytes, and the slot to go on with."""
+        with self._mutex:
+            return by_key.page(self._state, first_slot, num_keys_max, model_name)
 
     def places(self, slots: list[int]) -> bytes:
         """Slot, slot word, offset and length of each slot, packed."""
@@ -209,7 +277,7 @@ class L1Manager:
                 "total_object_count": state.slots.counts[SlotState.READY] + state.slots.counts[SlotState.WRITING],
                 "write_locked_count": state.slots.counts[SlotState.WRITING],
                 "read_locked_count": len(state.lock_counts),
-                "temporary_count": 0,
+                "temporary_count": len(state.temporary),
                 "quarantined_count": state.slots.counts[SlotState.QUARANTINED],
                 "quarantined_bytes": state.slots.quarantined_bytes,
                 "memory_used_bytes": allocator.used_bytes,
@@ -218,9 +286,9 @@ class L1Manager:
             }
 
     def check_allocator(self) -> None:
-        """Raise IntegrityError unless the allocator's lists agree; cheap enough for a status."""
+        """Raise IntegrityError unless the allocator's lists agree, as far as a sample shows: for a status."""
         with self._mutex:
-            self._state.slots.allocator.check_integrity()
+            self._state.slots.allocator.check_sample()
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every table agrees with every other. Slow: for tests."""

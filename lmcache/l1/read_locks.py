@@ -9,7 +9,7 @@ from lmcache.l1.values import LockBudget, Place
 
 
 class ReadLocks:
-    """A locked object is not in the eviction policy's order; the last unlock puts it back, as just used."""
+    """A locked object is held in the eviction policy; the last unlock releases it, as just used."""
 
     def __init__(self, state: L1State) -> None:
         self._state = state
@@ -17,13 +17,16 @@ class ReadLocks:
     def lock(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
         """Lock whole chunks as far as the budget reaches; those slots."""
         slots = self._affordable(slots, num_ranks, budget)
-        counts = self._state.lock_counts
         for slot in slots:
-            count = counts.get(slot, 0)
-            if not count:
-                self._state.policy.remove(slot)
-            counts[slot] = count + 1
+            self.lock_one(slot)
         return slots
+
+    def lock_one(self, slot: int) -> None:
+        counts = self._state.lock_counts
+        count = counts.get(slot, 0)
+        if not count:
+            self._state.policy.hold(slot)
+        counts[slot] = count + 1
 
     def unlock(self, places: Sequence[Place]) -> None:
         """One lock less on each, tail first; a slot that was freed meanwhile is left alone."""
@@ -35,7 +38,10 @@ class ReadLocks:
                 counts[place.slot] -= 1
                 continue
             del counts[place.slot]
-            state.policy.touch((place.slot,))
+            if place.slot in state.temporary:
+                state.remove_ready(place.slot, state.slots.records.read(place.slot))
+            else:
+                state.policy.release(place.slot)
 
     def _affordable(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
         """As many whole chunks as the budget pays for."""

@@ -32,7 +32,7 @@ def recover(state: L1State, align_bytes: int) -> RecoveryReport:
     is_ready = (scanned.states == SlotState.READY) & ~doubtful
     is_pending = np.isin(scanned.states, (SlotState.WRITING, SlotState.QUARANTINED)) & ~doubtful
     dropped = scanned.broken + scanned.slots[doubtful].tolist()
-    kept, unnamed = _fill_tables(state, scanned, np.flatnonzero(is_ready))
+    kept, tenants, unnamed = _fill_tables(state, scanned, np.flatnonzero(is_ready))
     dropped += unnamed
     for slot in dropped:
         records.set_state(slot, SlotState.FREE)
@@ -40,9 +40,7 @@ def recover(state: L1State, align_bytes: int) -> RecoveryReport:
     for slot in pending:
         records.set_state(slot, SlotState.QUARANTINED)
     _rebuild_slots(state, scanned, kept, np.flatnonzero(is_pending), align_bytes)
-    ready_slots = scanned.slots[kept]
-    order = np.argsort(scanned.recency[kept], kind="stable")
-    state.policy.touch(ready_slots[order].tolist())
+    _track(state, scanned, kept, tenants)
     state.start_clock(int(scanned.recency.max()) if len(scanned.recency) else 0)
     state.names.forget_unused()
     return RecoveryReport(len(kept), len(pending), len(dropped))
@@ -69,9 +67,11 @@ def _ends(scanned: ScannedRecords, order: np.ndarray, align_bytes: int) -> np.nd
     return ends
 
 
-def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Tables and usage from the ready records; indices kept, and slots of those without a name or doubled."""
+def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> tuple[np.ndarray, list[str], list[int]]:
+    """Tables and usage from the ready records; indices kept and their tenants, and slots of those
+    without a name or doubled."""
     kept: list[np.ndarray] = []
+    tenants: list[str] = []
     dropped: list[int] = []
     for ids, members in _groups(scanned, ready):
         model_id, root_id, salt_id, kv_rank, group_id = ids
@@ -90,7 +90,20 @@ def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> 
         salt = namespace.key.cache_salt
         state.usage_bytes[salt] = state.usage_bytes.get(salt, 0) + int(scanned.lengths[members].sum())
         kept.append(members)
-    return (np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)), dropped
+        tenants += [salt] * len(members)
+    return (np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)), tenants, dropped
+
+
+def _track(state: L1State, scanned: ScannedRecords, kept: np.ndarray, tenants: list[str]) -> None:
+    """Ready objects enter the policy's order by their last use. What it knew of uses before is lost."""
+    add = state.policy.add
+    slots = scanned.slots[kept]
+    order = np.argsort(scanned.recency[kept], kind="stable")
+    key_hashes = state.slots.records.key_hashes(slots[order]).tolist()
+    for slot, key_hash, index in zip(slots[order].tolist(), key_hashes, order.tolist(), strict=True):
+        add(slot, key_hash, tenants[index])
+    if state.policy.is_per_tenant:
+        state.grown.update(dict.fromkeys(tenants))
 
 
 def _groups(scanned: ScannedRecords, ready: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:

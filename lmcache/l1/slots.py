@@ -22,6 +22,7 @@ class SlotTable:
         # A stack of free slot numbers, lowest on top, so that used records stay together.
         self._free_slots = array("I", range(records.num_records - 1, -1, -1))
         self.counts = dict.fromkeys((SlotState.WRITING, SlotState.READY, SlotState.QUARANTINED), 0)
+        self.quarantined: set[int] = set()
         self.quarantined_bytes = 0
 
     def has_room(self, length: int) -> bool:
@@ -40,6 +41,7 @@ class SlotTable:
         self.counts[old] -= 1
         self.counts[new] += 1
         if new is SlotState.QUARANTINED:
+            self.quarantined.add(slot)
             self.quarantined_bytes += self.records.extent(slot)[1]
 
     def free(self, slot: int, state: SlotState) -> None:
@@ -49,6 +51,7 @@ class SlotTable:
         self._free_slots.append(slot)
         self.counts[state] -= 1
         if state is SlotState.QUARANTINED:
+            self.quarantined.remove(slot)
             self.quarantined_bytes -= length
 
     def adopt(self, used: dict[int, SlotState]) -> None:
@@ -58,6 +61,7 @@ class SlotTable:
         for slot, state in used.items():
             self.counts[state] += 1
             if state is SlotState.QUARANTINED:
+                self.quarantined.add(slot)
                 self.quarantined_bytes += self.records.extent(slot)[1]
 
     def check_integrity(self) -> None:
@@ -66,6 +70,8 @@ class SlotTable:
         used = self.records.used_slots().tolist()
         if len(used) + len(self._free_slots) != self.records.num_records or set(used) & set(self._free_slots):
             raise IntegrityError("free and used slots do not add up")
+        if sorted(self.quarantined) != self.records.slots_in((SlotState.QUARANTINED,)):
+            raise IntegrityError("quarantined slots do not add up")
         extents = sorted(self.records.extent(slot) for slot in used)
         position = 0
         for offset, length in extents:

@@ -35,8 +35,13 @@ class L1State:
         self.namespaces: dict[NamespaceKey, Namespace] = {}
         self._by_ids: dict[tuple[int, int, int], Namespace] = {}
         self.lock_counts: dict[int, int] = {}
+        # Locked slots whose object goes with its last lock.
+        self.temporary: set[int] = set()
         self.write_deadlines: dict[int, float] = {}
         self.usage_bytes: dict[str, int] = {}
+        self.writing_bytes: dict[str, int] = {}
+        # Tenants whose usage grew since the evictor looked, where the policy tells tenants apart.
+        self.grown: dict[str, None] = {}
         self.removed: deque[RemovedObject] = deque(maxlen=_REMOVED_LOG_MAX)
         self._tick = 1
 
@@ -78,23 +83,35 @@ class L1State:
         return 0 <= slot < records.num_records and records.slot_word(slot) == slot_word
 
     def add_ready(self, slot: int, record: SlotRecord, namespace: Namespace) -> None:
-        """A slot just committed becomes findable; the caller touches it."""
+        """A slot just committed becomes findable; the caller tracks it."""
         namespace.table((record.kv_rank, record.group_id))[record.digest] = slot
         salt = namespace.key.cache_salt
         self.usage_bytes[salt] = self.usage_bytes.get(salt, 0) + record.length
+        if self.policy.is_per_tenant:
+            self.grown[salt] = None
 
-    def remove_ready(self, slot: int, record: SlotRecord) -> None:
+    def add_writing(self, slot: int, length: int, rank_group: RankGroup, digest: bytes, namespace: Namespace) -> None:
+        """A slot just reserved: its key is taken until it is committed or hidden."""
+        namespace.writing[rank_group, digest] = slot
+        namespace.num_objects += 1
+        salt = namespace.key.cache_salt
+        self.writing_bytes[salt] = self.writing_bytes.get(salt, 0) + length
+
+    def end_writing(self, slot: int, record: SlotRecord, namespace: Namespace) -> None:
+        """The write is over, one way or the other; the slot counts as an object still."""
+        namespace.writing.pop(((record.kv_rank, record.group_id), record.digest))
+        self.write_deadlines.pop(slot)
+        _subtract(self.writing_bytes, namespace.key.cache_salt, record.length)
+
+    def remove_ready(self, slot: int, record: SlotRecord, is_evicted: bool = False) -> None:
         """Take an object out and free its slot, locked or not; readers see the slot word change."""
         namespace = self.namespace_of(record)
         del namespace.table((record.kv_rank, record.group_id))[record.digest]
-        self.policy.remove(slot)
+        self.policy.remove(slot, is_evicted)
         self.lock_counts.pop(slot, None)
+        self.temporary.discard(slot)
         salt = namespace.key.cache_salt
-        left = self.usage_bytes[salt] - record.length
-        if left:
-            self.usage_bytes[salt] = left
-        else:
-            del self.usage_bytes[salt]
+        _subtract(self.usage_bytes, salt, record.length)
         self.slots.free(slot, SlotState.READY)
         self.removed.append(RemovedObject(namespace.key.root, record.digest, salt))
         namespace.num_objects -= 1
@@ -104,20 +121,29 @@ class L1State:
         """Hide a slot that its owner may still be writing; its key is free for another writer."""
         record = self.slots.records.read(slot)
         namespace = self.namespace_of(record)
-        namespace.writing.pop(((record.kv_rank, record.group_id), record.digest), None)
-        self.write_deadlines.pop(slot, None)
+        self.end_writing(slot, record, namespace)
         self.slots.set_state(slot, SlotState.WRITING, SlotState.QUARANTINED)
         namespace.num_objects -= 1
         self.release_if_empty(namespace)
 
+    def track(self, slots: Iterable[int]) -> None:
+        """Objects just committed stand in the policy's order, the last of `slots` most recent."""
+        stored = list(slots)
+        records = self.slots.records
+        for slot in stored:
+            self.policy.add(slot, records.key_hash(slot), self.namespace_of(records.read(slot)).key.cache_salt)
+        self._note_use(stored)
+
     def touch(self, slots: Iterable[int]) -> None:
         """Use of objects, the last of `slots` most recent. Locked ones are not evictable and wait."""
         used = list(slots)
-        if not used:
-            return
-        self.policy.touch(slot for slot in used if slot not in self.lock_counts)
-        self.slots.records.set_recency(used, self._tick)
-        self._tick += len(used)
+        self.policy.touch(used)
+        self._note_use(used)
+
+    def _note_use(self, slots: list[int]) -> None:
+        if slots:
+            self.slots.records.set_recency(slots, self._tick)
+            self._tick += len(slots)
 
     def start_clock(self, tick: int) -> None:
         self._tick = tick + 1
@@ -137,10 +163,14 @@ class L1State:
         writing = sum(len(namespace.writing) for namespace in self.namespaces.values())
         if not writing == self.slots.counts[SlotState.WRITING] == len(self.write_deadlines):
             raise IntegrityError("slots being written do not add up")
-        if not set(self.lock_counts) <= set(ready) or len(self.policy) != len(ready) - len(self.lock_counts):
-            raise IntegrityError("locked and evictable slots do not add up")
+        if not set(self.lock_counts) <= set(ready) or len(self.policy) != len(ready):
+            raise IntegrityError("locked, tracked and ready slots do not add up")
+        if not self.temporary <= set(self.lock_counts):
+            raise IntegrityError("a temporary object has no lock")
         usage: dict[str, int] = {}
+        writing_bytes: dict[str, int] = {}
         for namespace in self.namespaces.values():
+            salt = namespace.key.cache_salt
             objects = sum(len(table) for table in namespace.ready.values()) + len(namespace.writing)
             if objects != namespace.num_objects or not objects:
                 raise IntegrityError(f"namespace {namespace.key} counts {namespace.num_objects}, holds {objects}")
@@ -148,7 +178,16 @@ class L1State:
                 for digest, slot in table.items():
                     if self.slots.records.digest(slot) != digest:
                         raise IntegrityError(f"slot {slot} holds another digest than its table says")
-                    salt = namespace.key.cache_salt
                     usage[salt] = usage.get(salt, 0) + self.slots.records.extent(slot)[1]
-        if usage != self.usage_bytes:
+            for slot in namespace.writing.values():
+                writing_bytes[salt] = writing_bytes.get(salt, 0) + self.slots.records.extent(slot)[1]
+        if usage != self.usage_bytes or writing_bytes != self.writing_bytes:
             raise IntegrityError("bytes per tenant do not add up")
+
+
+def _subtract(bytes_by_salt: dict[str, int], salt: str, length: int) -> None:
+    left = bytes_by_salt[salt] - length
+    if left:
+        bytes_by_salt[salt] = left
+    else:
+        del bytes_by_salt[salt]

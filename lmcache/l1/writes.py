@@ -43,7 +43,7 @@ class SlotWrites:
             return ReserveStatus.EXISTS, -1
         if (rank_group, digest) in namespace.writing:
             return ReserveStatus.BUSY, -1
-        if not self._evictor.make_room(length):
+        if not self._evictor.make_room(length, namespace.key.cache_salt):
             return ReserveStatus.NO_ROOM, -1
         offset = state.slots.allocator.allocate(length)
         if offset is None:
@@ -54,8 +54,7 @@ class SlotWrites:
         )  # fmt: skip
         slot = state.slots.reserve(record)
         self._steps.reached("l1.reserved")
-        namespace.writing[rank_group, digest] = slot
-        namespace.num_objects += 1
+        state.add_writing(slot, length, rank_group, digest, namespace)
         state.write_deadlines[slot] = self._clock() + self._write_ttl_s
         return ReserveStatus.RESERVED, slot
 
@@ -67,8 +66,7 @@ class SlotWrites:
         state = self._state
         record = state.slots.records.read(place.slot)
         namespace = state.namespace_of(record)
-        del namespace.writing[(record.kv_rank, record.group_id), record.digest]
-        del state.write_deadlines[place.slot]
+        state.end_writing(place.slot, record, namespace)
         self._steps.reached("l1.commit")
         state.slots.set_state(place.slot, SlotState.WRITING, SlotState.READY)
         self._steps.reached("l1.committed")
@@ -119,10 +117,7 @@ class SlotWrites:
 
     def pending(self) -> list[int]:
         """Slots that are neither free nor ready."""
-        slots = self._state.slots
-        if not slots.counts[SlotState.WRITING] and not slots.counts[SlotState.QUARANTINED]:
-            return []
-        return slots.records.slots_in((SlotState.WRITING, SlotState.QUARANTINED))
+        return [*self._state.write_deadlines, *self._state.slots.quarantined]
 
     def _is_writing(self, owner_uid: int, place: Place) -> bool:
         return (

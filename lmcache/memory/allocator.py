@@ -94,6 +94,25 @@ class Allocator:
         del self._length_at[offset]
         del self._start_of_end[offset + length]
 
+    def check_sample(self, num_extents_max: int = 64) -> None:
+        """`check_integrity` for totals and for so many extents, spread evenly over the sizes: bounded work."""
+        num_extents = len(self._free)
+        if not num_extents == len(self._length_at) == len(self._start_of_end):
+            raise IntegrityError("the free lists disagree")
+        if not 0 <= self.free_bytes <= self.capacity_bytes or bool(num_extents) != bool(self.free_bytes):
+            raise IntegrityError("free bytes do not add up")
+        step = max(1, num_extents // num_extents_max)
+        for length, offset in self._free[::step]:
+            self._check_extent(offset, length)
+
+    def _check_extent(self, offset: int, length: int) -> None:
+        if length <= 0 or offset % self._align_bytes or length % self._align_bytes:
+            raise IntegrityError(f"free extent {offset}+{length} is empty or not aligned")
+        if self._length_at.get(offset) != length or self._start_of_end.get(offset + length) != offset:
+            raise IntegrityError(f"free extent {offset}+{length} is not listed by its ends")
+        if offset < 0 or offset + length > self.capacity_bytes or offset + length in self._length_at:
+            raise IntegrityError(f"free extent {offset}+{length} overlaps or touches its neighbour")
+
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the extents are disjoint, joined, aligned and add up."""
         extents = sorted((offset, length) for length, offset in self._free)

@@ -20,6 +20,7 @@ import pathlib
 import secrets
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,6 +135,8 @@ class PoolFiles:
         self.geometry = geometry
         self.access = access
         self._random_bytes = random_bytes
+        self._data: memoryview | None = None
+        self._map_mutex = threading.Lock()
         self._make_folder()
         try:
             self._owner = FileLock(folder / "owner.lock", access.file_mode)
@@ -214,6 +217,14 @@ class PoolFiles:
             raise NoRoomError(f"no room for bytes {start} to {start + length} of the pool: {error}") from error
         _POPULATED.pack_into(self.index, _POPULATED_AT, start + length)
 
+    def view(self, offset: int, length: int) -> memoryview:
+        """Bytes of the pool, which this process maps when it first looks at them. They must be populated."""
+        if self._data is None:
+            with self._map_mutex:
+                if self._data is None:
+                    self._data = memoryview(mmap.mmap(self.pool_descriptor, self.geometry.pool_bytes))
+        return self._data[offset : offset + length]
+
     def is_lost(self) -> bool:
         """Whether someone removed or replaced the files under us."""
         try:
@@ -223,8 +234,15 @@ class PoolFiles:
         except OSError:
             return True
 
-    def close(self, keep: bool) -> None:
-        """Let go; remove the folder unless `keep`. Mapped readers keep their pages."""
+    def abandon(self) -> None:
+        """Let go of the lock and of descriptors, but unmap nothing: somebody may still look at the pages."""
+        os.close(self.pool_descriptor)
+        self._owner.release()
+
+    def close(self, keep: bool, release: bool = True) -> None:
+        """Let go; remove the folder unless `keep`. Mapped readers keep their pages. Without `release`,
+        the owner lock stays until the process ends."""
+        self._data = None  # unmapped when its last view is gone
         try:
             self.index.close()
         except BufferError as error:
@@ -232,4 +250,5 @@ class PoolFiles:
         os.close(self.pool_descriptor)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._owner.release()
+        if release:
+            self._owner.release()

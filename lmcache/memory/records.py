@@ -37,6 +37,9 @@ _OFFSET_WORD, _LENGTH_WORD, _NAMES_WORD, _RANK_WORD, _ROOT_WORD, _OWNER_WORD = 4
 _RECENCY_WORD, _CHECKSUM_WORD, _SLOT_WORD = 10, 14, 15
 _STATE_BITS = 3
 _STATE_MASK = (1 << _STATE_BITS) - 1
+_WORD_MASK = (1 << 64) - 1
+# Odd factors spread names and ranks over all bits of a key's hash.
+_NAMES_FACTOR, _RANK_FACTOR = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
 # What a lookup answers per chunk and rank: slot, slot word, offset, length.
 PLACE_WORDS = 4
 
@@ -163,12 +166,31 @@ class RecordTable:
         blob = np.ascontiguousarray(self.array[slots, :4]).tobytes()
         return [blob[start : start + 32] for start in range(0, len(blob), 32)]
 
+    def key_hash(self, slot: int) -> int:
+        """64 bits that tell its key from others, while its names keep their ids."""
+        words, base = self._words, slot * RECORD_WORDS
+        mixed = words[base + _NAMES_WORD] * _NAMES_FACTOR ^ words[base + _RANK_WORD] * _RANK_FACTOR
+        return (words[base] ^ mixed) & _WORD_MASK
+
+    def key_hashes(self, slots: np.ndarray) -> np.ndarray:
+        """The same for many slots at once."""
+        rows = self.array[slots]
+        names = rows[:, _NAMES_WORD] * np.uint64(_NAMES_FACTOR)
+        hashes: np.ndarray = rows[:, 0] ^ names ^ rows[:, _RANK_WORD] * np.uint64(_RANK_FACTOR)
+        return hashes
+
     def owner_uid(self, slot: int) -> int:
         return self._words[slot * RECORD_WORDS + _OWNER_WORD]
 
     def used_slots(self) -> np.ndarray:
         """Slots that are not FREE, ascending. Reads one word per record, not the payloads."""
         return np.flatnonzero((self.array[:, _SLOT_WORD] & np.uint64(_STATE_MASK)) != SlotState.FREE)
+
+    def used_between(self, first: int, last: int) -> list[int]:
+        """Slots in `[first, last)` that are not FREE, ascending."""
+        column = self.array[first:last, _SLOT_WORD] & np.uint64(_STATE_MASK)
+        slots: list[int] = (np.flatnonzero(column != SlotState.FREE) + first).tolist()
+        return slots
 
     def slots_in(self, states: tuple[SlotState, ...]) -> list[int]:
         """Slots in any of these states, ascending."""

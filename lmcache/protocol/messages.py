@@ -121,12 +121,16 @@ class Pong(_Message, frozen=True):
 
 
 class Lookup(_Message, frozen=True):
-    """Which prefix is held? With `lock`, the chunks found stay until released. Idempotent."""
+    """Which prefix is held? The chunks found stay until released. Idempotent.
+
+    `wait_s`: the answer may take so long, if that makes it longer: what L2 holds of the prompt
+    is fetched meanwhile. 0: only what L1 holds counts.
+    """
 
     request_id: str
     cache_salt: str
     digests: bytes
-    lock: bool = True
+    wait_s: float = 0.0
 
 
 class Found(_Message, frozen=True):
@@ -135,7 +139,7 @@ class Found(_Message, frozen=True):
 
 
 class Hint(_Message, frozen=True):
-    """A request was added and will be looked up soon; takes no lock."""
+    """A request was added and will be looked up soon; takes no lock. Answered with what is held now."""
 
     request_id: str
     cache_salt: str
@@ -199,27 +203,26 @@ class AbortBatch(_Message, frozen=True):
 
 
 class ChecksumQuery(_Message, frozen=True):
-    """Server to a worker's control connection: MD5 of engine blocks, as they are now."""
+    """Server to a worker's control connection: MD5 of engine blocks, as they are now.
+
+    After `time_limit_s` nobody waits for the answer (0: no limit)."""
 
     query_id: int
     block_ids: list[int]
     chunk_size: int
     layerwise: bool
+    time_limit_s: float = 0.0
 
 
 class ChecksumResult(_Message, frozen=True):
-    """Worker to server. `error` is empty on success; layers by name when layerwise."""
+    """Worker to server: a row per layer in the order of the model, or a single one. `error` is empty on success."""
 
     query_id: int
     checksums: list[list[str]]
     error: str = ""
 
 
-# Operators
-
-
-class Clear(_Message, frozen=True):
-    force: bool = True
+# General answers
 
 
 class Done(_Message, frozen=True):
@@ -235,6 +238,6 @@ class Failure(_Message, frozen=True):
 
 Request = (
     Hello | RegisterWorker | RegisterScheduler | Unregister | Ping | Lookup | Hint | Release | EndSession
-    | ResetEngine | Reserve | Commit | AbortBatch | ChecksumResult | Clear
+    | ResetEngine | Reserve | Commit | AbortBatch | ChecksumResult
 )  # fmt: skip
 Reply = Welcome | Registered | Pong | Found | Reserved | Committed | Done | Failure | ChecksumQuery

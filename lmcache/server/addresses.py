@@ -36,9 +36,9 @@ def zmq_url(host: str, port: int) -> str:
         return f"tcp://{listener.getsockname()[0]}:{port or '*'}"
 
 
-def http_url(listener: socket.socket) -> str:
+def http_url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"
 
 
 def _resolve(host: str, port: int, flag: str) -> tuple[socket.AddressFamily, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from lmcache.engine.cache_server import MPCacheServer
+from lmcache.engine.pool import SERVER_UID
 from lmcache.engine.registry import Client
 from lmcache.errors import DeclinedError, LMCacheError, ProtocolError, RequestRefusedError
 from lmcache.protocol import messages as m
@@ -17,18 +19,25 @@ from lmcache.protocol.frames import BadVersionError, Header, decode_header, deco
 
 logger = logging.getLogger(__name__)
 
+ReplyOrNot = TypeVar("ReplyOrNot", bound="m.Reply | None")
+
+_REGISTRATIONS = (m.RegisterWorker, m.RegisterScheduler)
 _NEED_NO_CLIENT = (m.Hello, m.RegisterWorker, m.RegisterScheduler, m.Ping)
 
 
 class Dispatcher:
-    """Runs in the loop's thread. `token`: what clients must present; None where the loop is local."""
+    """Runs in the loop's thread. `token`: what clients must present; None where the loop is local.
+    `post` sends a frame to a peer from any thread."""
 
-    def __init__(self, engine: MPCacheServer, version: str, ipc_url: str, token: str | None) -> None:
+    def __init__(
+        self, engine: MPCacheServer, version: str, ipc_url: str, token: str | None, post: Callable[[bytes, bytes], None]
+    ) -> None:
         self._engine = engine
+        self._post = post
         self._version = version
         self._ipc_url = ipc_url
         self._token = token
-        self._handlers: dict[type[msgspec.Struct], Callable[..., m.Reply]] = {
+        self._handlers: dict[type[msgspec.Struct], Callable[..., m.Reply | None]] = {
             m.Hello: self._hello,
             m.RegisterWorker: self._register_worker,
             m.RegisterScheduler: self._register_scheduler,
@@ -43,31 +52,38 @@ class Dispatcher:
             m.Commit: self._commit,
             m.AbortBatch: self._abort_batch,
             m.ChecksumResult: self._checksum_result,
-            m.Clear: self._clear,
         }
 
-    def handle(self, peer: bytes, frame: bytes) -> bytes:
-        """The reply frame to a request frame, whatever it holds."""
+    def handle(self, peer: bytes, frame: bytes) -> bytes | None:
+        """The reply frame to a request frame, whatever it holds; None: the reply follows later."""
         number = 0
+        reply: m.Reply | None
         try:
             header = decode_header(frame)
             number = header.number
-            reply = self._answer(peer, header, decode_request(frame))
+            request = decode_request(frame)
         except BadVersionError as error:
             number = error.number  # the header's place for it is the same in every version
             reply = self._failure(m.ErrorCode.BAD_VERSION, str(error))
         except ProtocolError as error:
             reply = self._failure(m.ErrorCode.BAD_MESSAGE if number else m.ErrorCode.BAD_FRAME, str(error))
+        else:
+            reply = self._reply_of(lambda: self._answer(peer, header, request))
+        return None if reply is None else self._encode(number, reply)
+
+    def _reply_of(self, answer: Callable[[], ReplyOrNot]) -> ReplyOrNot | m.Failure:
+        """What was made of a request, or the failure that tells why nothing was."""
+        try:
+            return answer()
         except RequestRefusedError as error:
-            reply = self._failure(error.code, str(error))
+            return self._failure(error.code, str(error))
         except DeclinedError as error:
-            reply = self._failure(m.ErrorCode.DECLINED, str(error))
+            return self._failure(m.ErrorCode.DECLINED, str(error))
         except LMCacheError as error:
-            reply = self._failure(m.ErrorCode.INVALID, str(error))
+            return self._failure(m.ErrorCode.INVALID, str(error))
         except Exception:  # the root of a request: log, count, go on
             logger.exception("a request failed")
-            reply = self._failure(m.ErrorCode.INTERNAL, "internal error; the server's log has the details")
-        return self._encode(number, reply)
+            return self._failure(m.ErrorCode.INTERNAL, "internal error; the server's log has the details")
 
     def _encode(self, number: int, reply: m.Reply) -> bytes:
         try:
@@ -81,7 +97,7 @@ class Dispatcher:
         self._engine.metrics.bad_requests.add(1, code)
         return m.Failure(code, text)
 
-    def _answer(self, peer: bytes, header: Header, message: m.Request) -> m.Reply:
+    def _answer(self, peer: bytes, header: Header, message: m.Request) -> m.Reply | None:
         engine = self._engine
         with engine.mutex:
             client = engine.client(header.client_uid)
@@ -90,6 +106,8 @@ class Dispatcher:
                     raise RequestRefusedError(m.ErrorCode.STALE_BOOT, "the server was restarted; register again")
                 if client is None:
                     raise RequestRefusedError(m.ErrorCode.UNREGISTERED, "this client is not registered; register first")
+            if header.client_uid == SERVER_UID and isinstance(message, _REGISTRATIONS):
+                raise RequestRefusedError(m.ErrorCode.INVALID, "client id 0 is the server's own; choose another")
             reply = self._handlers[type(message)](peer, header, client, message)
             engine.management.note_removed(engine.pool.l1)
             return reply
@@ -106,7 +124,7 @@ class Dispatcher:
         files, config = self._engine.pool.files, self._engine.config
         return m.Welcome(
             self._version, str(files.folder), files.pool_id, files.inode,
-            config.chunk_size, config.hash_algorithm, self._ipc_url, wants_hints=False,
+            config.chunk_size, config.hash_algorithm, self._ipc_url, wants_hints=self._engine.storage.has_adapters,
         )  # fmt: skip
 
     def _register_worker(
@@ -137,15 +155,19 @@ class Dispatcher:
             raise RequestRefusedError(m.ErrorCode.UNREGISTERED, "this client is not registered; register first")
         return self._engine.management.ping(client if message.instance_id is not None else None, message)
 
-    def _lookup(self, peer: bytes, header: Header, client: Client, message: m.Lookup) -> m.Reply:
-        return self._engine.lookups.lookup(
-            self._engine.pool.l1, client, message.request_id, message.cache_salt, message.digests, message.lock
-        )
+    def _lookup(self, peer: bytes, header: Header, client: Client, message: m.Lookup) -> m.Reply | None:
+        answer = functools.partial(self._answer_later, peer, header.number)
+        return self._engine.lookups.lookup(self._engine.pool, client, message, answer)
+
+    def _answer_later(self, peer: bytes, number: int, make_reply: Callable[[], m.Reply]) -> None:
+        """From another thread than the loop's."""
+        with self._engine.mutex:
+            reply = self._reply_of(make_reply)
+            self._engine.management.note_removed(self._engine.pool.l1)
+        self._post(peer, self._encode(number, reply))
 
     def _hint(self, peer: bytes, header: Header, client: Client, message: m.Hint) -> m.Reply:
-        return self._engine.lookups.lookup(
-            self._engine.pool.l1, client, message.request_id, message.cache_salt, message.digests, lock=False
-        )
+        return self._engine.lookups.hint(self._engine.pool, client, message)
 
     def _release(self, peer: bytes, header: Header, client: Client, message: m.Release) -> m.Reply:
         return m.Done(
@@ -166,17 +188,14 @@ class Dispatcher:
         )  # fmt: skip
 
     def _commit(self, peer: bytes, header: Header, client: Client, message: m.Commit) -> m.Reply:
-        return self._engine.stores.commit(self._engine.pool.l1, client, message.batch_id, message.slots)
+        return self._engine.stores.commit(self._engine.pool, client, message.batch_id, message.slots)
 
     def _abort_batch(self, peer: bytes, header: Header, client: Client, message: m.AbortBatch) -> m.Reply:
         return m.Done(self._engine.stores.abort(self._engine.pool.l1, client, message.batch_id))
 
     def _checksum_result(self, peer: bytes, header: Header, client: Client, message: m.ChecksumResult) -> m.Reply:
-        self._engine.checksums.answered(message)
+        self._engine.checksums.answered(client.uid, message)
         return m.Done()
-
-    def _clear(self, peer: bytes, header: Header, client: Client, message: m.Clear) -> m.Reply:
-        return m.Done(self._engine.clear(message.force))
 
 
 def encode_post(engine: MPCacheServer, message: Any) -> bytes:

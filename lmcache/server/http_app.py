@@ -9,6 +9,8 @@ from typing import Protocol
 import anyio.to_thread
 from fastapi import FastAPI
 
+from lmcache.server.http_errors import install_errors
+from lmcache.server.http_guard import GuardConfig, install_guard
 from lmcache.server.registry import HTTPAPIRegistry
 
 TITLE = "LMCache HTTP API"
@@ -25,8 +27,18 @@ class EngineLifecycle(Protocol):
         """Close the engine, also one that is still being opened. Blocks."""
 
 
-def make_app(configs: Mapping[str, object], endpoints: HTTPAPIRegistry, lifecycle: EngineLifecycle) -> FastAPI:
-    """`app.state.engine` is None until the engine answers; `app.state.configs` is there from the start."""
+def make_app(
+    configs: Mapping[str, object],
+    endpoints: HTTPAPIRegistry,
+    lifecycle: EngineLifecycle,
+    guard: GuardConfig = GuardConfig(),
+    members: Mapping[str, object] | None = None,
+) -> FastAPI:
+    """`app.state.engine` is None until the engine answers; `app.state.configs` is there from the start.
+
+    `members`: what the endpoints expect on `app.state` besides (those that every process of ours
+    serves list theirs in `v1.internal_api_server.state`).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,5 +50,9 @@ def make_app(configs: Mapping[str, object], endpoints: HTTPAPIRegistry, lifecycl
     app.state.engine = None
     app.state.request_server = None
     app.state.configs = dict(configs)
+    for name, value in (members or {}).items():
+        setattr(app.state, name, value)
     endpoints.install(app)
+    install_errors(app)
+    install_guard(app, guard)
     return app

@@ -53,7 +53,7 @@ class LocalServer:
         ipc_path = self._ipc_path = config.engine.pool.folder / _IPC_NAME
         self._ipc_boot_id = self.engine.boot_id
         self.ipc_url = f"ipc://{ipc_path}"
-        dispatcher = Dispatcher(self.engine, config.version, self.ipc_url, config.token)
+        dispatcher = Dispatcher(self.engine, config.version, self.ipc_url, config.token, self._post_frame)
         try:
             ipc_path.unlink(missing_ok=True)
             self.loop = ServerLoop([self.ipc_url, config.url], dispatcher.handle, self._tick, _TICK_S, FRAME_BYTES_MAX)
@@ -74,6 +74,7 @@ class LocalServer:
         reap_s = (
             min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
         )
+        self.engine.storage.start(self.threads)
         self.loop.start()
         self.threads.start(
             PeriodicThread("lmcache-l1-eviction", ThreadLevel.CRITICAL, _EVICTION_INTERVAL_S, self.engine.evict_cycle)
@@ -84,6 +85,9 @@ class LocalServer:
 
     def _post(self, peer: bytes, message: Reply) -> None:
         self.loop.post(peer, encode_post(self.engine, message))
+
+    def _post_frame(self, peer: bytes, frame: bytes) -> None:
+        self.loop.post(peer, frame)
 
     def _tick(self) -> None:
         """A pool folder that was removed and made anew lacks the ipc socket: listen there again."""
@@ -98,7 +102,8 @@ class LocalServer:
                 logger.error("engines on this host cannot connect: %s", error)
 
     def stop(self, keep: bool | None = None) -> None:
-        """Answer no more, let go of the pool."""
-        self.threads.stop_all()
+        """Answer no more, hand over what waits for L2, let go of the pool."""
         self.loop.stop()
+        self.engine.storage.close()
+        self.threads.stop_all()
         self.engine.close(keep)

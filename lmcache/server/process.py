@@ -7,34 +7,38 @@ endpoints is handed in by the command line.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
-import pathlib
 import signal
 import socket
-import stat
 import sys
-from collections.abc import Iterator
 
-import uvicorn
 import uvloop
 from prometheus_client import REGISTRY
 
-from lmcache.config.mp_server import MPServerConfig
+from lmcache.config.mp_server import MPServerConfig, StorageManagerConfig
 from lmcache.engine.cache_server import EngineConfig
 from lmcache.engine.management import LivenessConfig
 from lmcache.engine.pool import PoolConfig
 from lmcache.errors import ConfigError
+from lmcache.l2.registry import L2AdapterSpec
 from lmcache.logging import set_up_logging
+from lmcache.quota.manager import bytes_of_gb
 from lmcache.server.addresses import http_url, listen, zmq_url
 from lmcache.server.announcement import start_lines
 from lmcache.server.http_app import make_app
+from lmcache.server.http_front import HTTPFront, prepare_http
+from lmcache.server.http_server import HTTPServer
 from lmcache.server.lifecycle import EngineOpener, EngineServer
 from lmcache.server.local_server import LocalServer, LocalServerConfig
 from lmcache.server.pool_plan import plan_pool
-from lmcache.server.registry import HTTPAPIRegistry
+from lmcache.server.pools import pool_name
+from lmcache.server.secret_files import read_secret_file
+from lmcache.server.state_files import quota_file
+from lmcache.storage.manager import StorageConfig
+from lmcache.storage.prefetch_controller import PrefetchConfig
+from lmcache.storage.scrubber import ScrubConfig
 from lmcache.telemetry.exposition import MetricsCollector
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
@@ -42,7 +46,6 @@ from lmcache.utils import get_version
 
 logger = logging.getLogger(__name__)
 
-_GRACE_S = 3
 _TOKEN_CHARACTERS_MIN = 16
 # Whoever stops a whole process group may well tell this process twice.
 _SAME_SIGNAL_S = 1.0
@@ -55,12 +58,13 @@ def run_server(config: MPServerConfig, endpoints_package: str) -> int:
     set_up_logging("WARNING" if level == "INFO" else level, "uvicorn")  # its start and stop are told by us
     plan = plan_pool(config.mp, config.storage_manager)
     token = _read_token(config.mp.zmq_token_file)
+    front = prepare_http(config.http, endpoints_package)
     url = zmq_url(config.mp.host, config.mp.port)
-    for note in plan.notes:
-        logger.warning(note)
     local = LocalServerConfig(engine_config(config, plan.config), url, get_version(), token)
     with listen(config.http.http_host, config.http.http_port, "--http-host", "--http-port") as listener:
-        return ServerProcess(config, local, HTTPAPIRegistry(endpoints_package), listener).run()
+        for note in (*plan.notes, *front.exposure_warnings(listener.getsockname()[0])):
+            logger.warning(note)
+        return ServerProcess(config, local, front, listener).run()
 
 
 def engine_config(config: MPServerConfig, pool: PoolConfig) -> EngineConfig:
@@ -73,23 +77,31 @@ def engine_config(config: MPServerConfig, pool: PoolConfig) -> EngineConfig:
         read_ttl_s=storage.l1_read_ttl_seconds,
         trigger_watermark=storage.eviction_trigger_watermark,
         eviction_ratio=storage.eviction_ratio,
+        default_quota_bytes=bytes_of_gb(storage.default_quota_gb),
+        quota_file=quota_file(storage.quota_file, pool_name(pool.folder)),
         liveness=LivenessConfig(mp.worker_reap_timeout_seconds, mp.worker_registration_grace_seconds),
+        storage=storage_config(storage),
+    )
+
+
+def storage_config(storage: StorageManagerConfig) -> StorageConfig:
+    adapters = tuple(spec for spec in storage.l2_adapters if isinstance(spec, L2AdapterSpec))
+    return StorageConfig(
+        adapters=adapters,
+        store_policy=storage.l2_store_policy,
+        prefetch_policy=storage.l2_prefetch_policy,
+        prefetch=PrefetchConfig(storage.l2_prefetch_max_in_flight),
+        scrub=ScrubConfig(storage.l2_scrub_objects_per_second),
+        drain_timeout_s=storage.l2_drain_timeout_seconds,
     )
 
 
 def _read_token(path: str | None) -> str | None:
     if path is None:
         return None
-    file = pathlib.Path(path)
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-        mode = file.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--zmq-token-file {path} cannot be read: {error}") from error
+    token = read_secret_file(path, "--zmq-token-file").strip()
     if len(token) < _TOKEN_CHARACTERS_MIN:
         raise ConfigError(f"--zmq-token-file {path} must hold a token of at least {_TOKEN_CHARACTERS_MIN} characters")
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        logger.warning("other users can read the token in %s: chmod 600 %s", path, path)
     return token
 
 
@@ -97,22 +109,29 @@ class ServerProcess:
     """Runs once, in the main thread, which takes the signals."""
 
     def __init__(
-        self, config: MPServerConfig, local: LocalServerConfig, endpoints: HTTPAPIRegistry, listener: socket.socket
+        self, config: MPServerConfig, local: LocalServerConfig, front: HTTPFront, listener: socket.socket
     ) -> None:
         self._config = config
         self._local = local
+        self._address = http_url(listener, front.scheme)
         self._listener = listener
         self._metrics = MetricRegistry()
         self._threads = PeriodicThreadRegistry()
         self._opener = EngineOpener(self._open_server, self._opened, self._ask_to_stop)
         self._first_signal_s: float | None = None
-        app = make_app(config.by_name(), endpoints, self._opener)
-        self._http = _SignalFreeServer(
-            uvicorn.Config(
-                app, http="httptools", ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=_GRACE_S,
-                access_log=config.observability.log_level == "DEBUG",
-            )
-        )  # fmt: skip
+        http = config.http
+        app = make_app(config.by_name(), front.endpoints, self._opener, front.guard, self._members())
+        is_debug = config.observability.log_level == "DEBUG"
+        self._http = HTTPServer(app, is_debug, http.http_ssl_certfile, http.http_ssl_keyfile)
+
+    def _members(self) -> dict[str, object]:
+        """What the endpoints that every process of ours serves find on `app.state`."""
+        return {
+            "metrics": self._metrics,
+            "periodic_threads": self._threads,
+            "redact_env": self._config.http.http_redact_env,
+            "script_settings": self._config.scripts,
+        }
 
     def run(self) -> int:
         if self._config.observability.metrics_enabled:
@@ -153,14 +172,5 @@ class ServerProcess:
         gc.freeze()
         local = self._local
         ipc_url = f"ipc://{local.engine.pool.folder}/zmq.ipc"
-        address = http_url(self._listener)
-        lines = start_lines(local.version, self._config.mp, server.engine, address, server.loop.endpoint, ipc_url)
+        lines = start_lines(local.version, self._config.mp, server.engine, self._address, server.loop.endpoint, ipc_url)
         print("\n".join(lines), flush=True)
-
-
-class _SignalFreeServer(uvicorn.Server):
-    """Leaves the signals to the process, which ends with an exit code and not by the signal."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

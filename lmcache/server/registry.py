@@ -1,4 +1,4 @@
-"""Discovery of HTTP endpoints: every module `*_api` of a package that has a `router`.
+"""Discovery of HTTP endpoints: every module `*_api` of a package that has a `router`, and those added to them.
 
 The package is handed in by whoever composes the process, so that this floor never imports
 the front doors above it.
@@ -6,31 +6,72 @@ the front doors above it.
 
 from __future__ import annotations
 
-import importlib
+import copy
 import logging
-import pkgutil
-from collections.abc import Collection, Iterator
-from types import ModuleType
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
-from lmcache.errors import EndpointError
+from lmcache.errors import ConfigError, EndpointError
+from lmcache.server.endpoint_modules import SUFFIX, entry_point_objects, folder_modules, package_modules
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX = "_api"
+# Two paths that differ by nothing but the names of their parameters are the same path.
+_PARAMETER = re.compile(r"{[^}:]*(:[^}]*)?}")
+_OWN_PATHS = ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc")
 
 
 class HTTPAPIRegistry:
-    """The endpoints of one package, in the order of their modules' names."""
+    """The endpoints of one package, in the order of their modules' names, then those that were added."""
 
     def __init__(self, package: str, excluded: Collection[str] = ()) -> None:
         """Imports the modules but for those in `excluded`; raises EndpointError if one cannot be served."""
         self.routers: dict[str, APIRouter] = {}
-        self._owner_of: dict[tuple[str, str], str] = {}
-        for name in _module_names(package, excluded):
-            router = getattr(_import(name), "router", None)
+        self._owner_of = {("GET", path): "the framework" for path in _OWN_PATHS}
+        self._disabled: frozenset[str] = frozenset()
+        self._add_all(package_modules(package, excluded))
+
+    def add_folder(self, folder: str, setting: str) -> None:
+        """Every `*_api.py` there. Raises ConfigError, naming the setting, and EndpointError."""
+        self._add_all(folder_modules(folder, setting))
+
+    def add_entry_points(self) -> None:
+        """What installed distributions offer. Raises EndpointError."""
+        self._add_all(entry_point_objects())
+
+    def disable(self, names: Iterable[str], setting: str) -> None:
+        """Serve nothing of these modules (named without `_api`) and paths. Raises ConfigError for an unknown one."""
+        asked = frozenset(names)
+        modules = sorted({_module_of(route) for _, route in self._routes()})
+        paths = sorted({path for path, _ in self._routes()})
+        for name in sorted(asked - {*modules, *paths}):
+            raise ConfigError(
+                f"{setting} knows no {name!r}: name modules ({', '.join(modules)}) or paths ({', '.join(paths)})"
+            )
+        self._disabled |= asked
+
+    def paths(self) -> set[tuple[str, str]]:
+        """Every (method, path) served."""
+        served = ((path, route) for path, route in self._routes() if not self._is_disabled(path, route))
+        return {(method, path) for path, route in served for method in route.methods or ()}
+
+    def aggregate(self) -> APIRouter:
+        """One router with all endpoints inside."""
+        parent = APIRouter()
+        for router in self.routers.values():
+            parent.include_router(_without(router, self._is_disabled) if self._disabled else router)
+        return parent
+
+    def install(self, app: FastAPI) -> None:
+        app.include_router(self.aggregate())
+
+    def _add_all(self, found: Mapping[str, object]) -> None:
+        for name, module in found.items():
+            router = module if isinstance(module, APIRouter) else getattr(module, "router", None)
             if isinstance(router, APIRouter):
                 self._claim(name, router)
                 self.routers[name] = router
@@ -38,47 +79,58 @@ class HTTPAPIRegistry:
                 logger.warning("%s has no `router`; it adds no endpoint", name)
 
     def _claim(self, name: str, router: APIRouter) -> None:
-        for route in walk(router):
+        for path, route in walk(router):
             for method in sorted(route.methods or ()):
-                owner = self._owner_of.setdefault((method, route.path), name)
+                owner = self._owner_of.setdefault((method, _PARAMETER.sub(r"{\1}", path)), name)
                 if owner != name:
-                    raise EndpointError(f"{method} {route.path} is defined by {owner} and by {name}")
+                    raise EndpointError(f"{method} {path} is defined by {owner} and by {name}")
 
-    def paths(self) -> set[tuple[str, str]]:
-        """Every (method, path) served."""
-        return set(self._owner_of)
-
-    def aggregate(self) -> APIRouter:
-        """One router with all endpoints inside."""
-        parent = APIRouter()
+    def _routes(self) -> Iterator[tuple[str, Route]]:
         for router in self.routers.values():
-            parent.include_router(router)
-        return parent
+            yield from walk(router)
 
-    def install(self, app: FastAPI) -> None:
-        app.include_router(self.aggregate())
+    def _is_disabled(self, path: str, route: Route) -> bool:
+        return path in self._disabled or _module_of(route) in self._disabled
 
 
-def walk(router: APIRouter) -> Iterator[Route]:
-    """The routes of a router and of those inside it. From FastAPI 0.137 an included router is
-    kept whole behind a wrapper instead of being copied route by route."""
+def walk(router: APIRouter, prefix: str = "") -> Iterator[tuple[str, Route]]:
+    """The routes of a router and of those inside it, with their full paths. From FastAPI 0.137 an
+    included router is kept whole behind a wrapper instead of being copied route by route."""
     routes: list[BaseRoute] = router.routes
     for route in routes:
-        inner = getattr(route, "original_router", None)
-        if isinstance(inner, APIRouter):
-            yield from walk(inner)
+        inner = _inside(route)
+        if inner is not None:
+            yield from walk(inner, prefix + _prefix_of(route))
         elif isinstance(route, Route):
-            yield route
+            yield prefix + route.path, route
 
 
-def _module_names(package: str, excluded: Collection[str]) -> list[str]:
-    found = pkgutil.iter_modules(_import(package).__path__)
-    names = sorted(info.name for info in found if info.name.endswith(_SUFFIX))
-    return [f"{package}.{name}" for name in names if name not in excluded]
+def _without(router: APIRouter, is_left_out: Callable[[str, Route], bool], prefix: str = "") -> APIRouter:
+    """A copy of the router that lacks some routes; the module that has the original is not touched."""
+    kept: list[BaseRoute] = []
+    routes: list[BaseRoute] = router.routes
+    for route in routes:
+        inner = _inside(route)
+        if inner is not None:
+            wrapper: Any = copy.copy(route)
+            wrapper.original_router = _without(inner, is_left_out, prefix + _prefix_of(route))
+            kept.append(wrapper)
+        elif not isinstance(route, Route) or not is_left_out(prefix + route.path, route):
+            kept.append(route)
+    twin = copy.copy(router)
+    twin.routes = kept
+    return twin
 
 
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # whatever a module does when it is imported: its name must be told
-        raise EndpointError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+def _inside(route: BaseRoute) -> APIRouter | None:
+    inner = getattr(route, "original_router", None)
+    return inner if isinstance(inner, APIRouter) else None
+
+
+def _prefix_of(wrapper: BaseRoute) -> str:
+    return str(getattr(getattr(wrapper, "include_context", None), "prefix", ""))
+
+
+def _module_of(route: Route) -> str:
+    """The short name of the module with the handler, also behind an aggregate or a shim."""
+    return route.endpoint.__module__.rpartition(".")[2].removesuffix(SUFFIX)

@@ -131,6 +131,6 @@ class MetricRegistry:
 
     def reset(self) -> None:
         """Counters and histograms back to 0, label children included; gauges tell the present."""
-        for instrument in self.instruments.values():
+        for instrument in list(self.instruments.values()):
             if not isinstance(instrument, Gauge):
                 instrument.reset()

@@ -35,71 +35,110 @@ RunBody = Callable[[], dict[str, object]]
 
 
 class PeriodicThread:
-    """Calls `body` every `interval_s`. What `body` returns is shown as the run's extra info.
+    """Calls `body` every `interval_s`, and early when woken. What `body` returns is shown as the run's extra info.
 
-    A failing run is logged and counted; the loop goes on.
+    A failing run is logged and counted; the loop goes on. `last_run_time` is the start of the
+    last run that ended (seconds since 1970; 0: none yet). Whether the loop is active is told by
+    `clock`: a run that hangs makes it inactive, however lately the run before it ended.
     """
 
     def __init__(
-        self, name: str, level: ThreadLevel, interval_s: float, body: RunBody, init_wait_s: float = 0.0
+        self,
+        name: str,
+        level: ThreadLevel,
+        interval_s: float,
+        body: RunBody,
+        init_wait_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.level = level
         self.interval_s = interval_s
         self.init_wait_s = init_wait_s
         self._body = body
-        self._stop = threading.Event()
+        self._clock = clock
+        self._is_stopping = False
+        # Set: there is a reason not to wait, an early run or the end.
+        self._awake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._started_at = 0.0
+        # When the loop last showed life: a run began or ended.
+        self._seen_s: float | None = None
+        self._started_s = 0.0
+        self._last_run_s: float | None = None
         self.last_run_time = 0.0
         self.total_runs = 0
         self.failed_runs = 0
         self.last_summary: RunSummary | None = None
 
     def start(self) -> None:
-        self._started_at = time.time()
+        self._started_s = self._clock()
         self._thread.start()
 
+    def wake(self) -> None:
+        """Run the body at once; if it is running, once more right after. Any thread; never waits for the body.
+
+        What was done before this call is seen by a run that begins after it. Several calls
+        before that run begins are one.
+        """
+        self._awake.set()
+
     def stop(self, timeout_s: float = 5.0) -> None:
-        self._stop.set()
+        self.ask_to_stop()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+
+    def ask_to_stop(self) -> None:
+        """No further run begins. Does not wait for one that goes on."""
+        self._is_stopping = True
+        self._awake.set()
 
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def success_percent(self) -> float | None:
+        """None before the first run ended."""
+        total = self.total_runs
+        return 100.0 * (total - self.failed_runs) / total if total else None
+
     def last_run_ago_s(self) -> float | None:
-        return time.time() - self.last_run_time if self.last_run_time else None
+        return None if self._last_run_s is None else self._clock() - self._last_run_s
 
     @property
     def is_active(self) -> bool:
         if not self.is_running:
             return False
-        ago_s = self.last_run_ago_s()
-        if ago_s is None:
-            return time.time() - self._started_at < self.init_wait_s + _ACTIVE_INTERVALS * self.interval_s
-        return ago_s < _ACTIVE_INTERVALS * self.interval_s
+        patience_s = _ACTIVE_INTERVALS * self.interval_s
+        if self._seen_s is None:
+            return self._clock() - self._started_s < self.init_wait_s + patience_s
+        return self._clock() - self._seen_s < patience_s
 
     def _run(self) -> None:
         wait_s = self.init_wait_s
-        while not self._stop.wait(wait_s):
+        while True:
+            self._awake.wait(wait_s)
+            self._awake.clear()  # before the run: who wakes during it means another one
+            if self._is_stopping:
+                return
             self._run_once()
             wait_s = self.interval_s
 
     def _run_once(self) -> None:
-        started = time.time()
+        started, started_s = time.time(), self._clock()
+        self._seen_s = started_s
         begun = time.perf_counter()
         success, message, extra_info = True, "", {}
         try:
             extra_info = self._body()
         except Exception as error:  # the root of a thread: log, count, go on
             success, message = False, f"{type(error).__name__}: {error}"
-            self.failed_runs += 1
             logger.exception("periodic thread %s failed", self.name)
         self.total_runs += 1
-        self.last_run_time = started
+        self.failed_runs += not success
+        self.last_run_time, self._last_run_s = started, started_s
         self.last_summary = RunSummary(started, (time.perf_counter() - begun) * 1000, success, message, extra_info)
+        self._seen_s = self._clock()
 
 
 class PeriodicThreadRegistry:
@@ -120,8 +159,15 @@ class PeriodicThreadRegistry:
         with self._mutex:
             return list(self._threads.values())
 
+    def get(self, name: str) -> PeriodicThread | None:
+        with self._mutex:
+            return self._threads.get(name)
+
     def stop_all(self) -> None:
-        for thread in self.all():
+        threads = self.all()
+        for thread in threads:
+            thread.ask_to_stop()
+        for thread in threads:
             thread.stop()
         with self._mutex:
             self._threads.clear()

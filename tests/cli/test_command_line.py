@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import pytest
 
-from lmcache.cli.main import main
+from lmcache.cli.main import cli, main
 from lmcache.utils import get_version
 from tests.conftest import StartChild, child_env
 
@@ -22,9 +23,17 @@ print("imported", *sorted(sys.modules))
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert "server" in out
-    assert "pool" in out
+    named = {line.split()[0] for line in capsys.readouterr().out.partition("Commands:")[2].splitlines() if line}
+    assert named == {
+        "server", "pool", "ping", "status", "conf", "metrics", "clear", "keys", "delete", "quota", "adapters",
+        "reconfigure", "bench",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
+def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"Usage: lmcache {name}" in capsys.readouterr().out
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +48,11 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == get_version() + "\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["server", "--help"], ["pool", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["bench", "server", "--help"], ["quota", "set", "--help"],
+     *([name, "--help"] for name in cli.list_commands(click.Context(cli)))],
+)  # fmt: skip
 def test_help_imports_nothing_heavy(start_child: StartChild, arguments: list[str]) -> None:
     child = start_child(_LIST_IMPORTS, *arguments)
     while not (line := child.read_line() or "-").startswith("imported"):

@@ -80,10 +80,20 @@ def test_documented_start_line_is_accepted() -> None:
         ("--l1-write-ttl-seconds", "5", "storage_manager", 5.0),
         ("--l1-read-ttl-seconds", "6", "storage_manager", 6.0),
         ("--eviction-policy", "noop", "storage_manager", "noop"),
+        ("--eviction-policy", "isolatedlru", "storage_manager", "IsolatedLRU"),
+        ("--eviction-policy", "ARC", "storage_manager", "ARC"),
+        ("--eviction-policy", "s3-fifo", "storage_manager", "S3-FIFO"),
+        ("--default-quota-gb", "1.5", "storage_manager", 1.5),
+        ("--quota-file", "/var/lib/quotas.json", "storage_manager", "/var/lib/quotas.json"),
         ("--eviction-trigger-watermark", "0.8", "storage_manager", 0.8),
         ("--l1-group", "users", "storage_manager", "users"),
         ("--http-host", "::1", "http", "::1"),
         ("--http-port", "9000", "http", 9000),
+        ("--http-auth-token-file", "/etc/tokens", "http", "/etc/tokens"),
+        ("--http-disable", "env, run_script,/threads", "http", ("env", "run_script", "/threads")),
+        ("--http-extra-apis", "/etc/apis", "http", ("/etc/apis",)),
+        ("--http-ssl-certfile", "/etc/chain.pem", "http", "/etc/chain.pem"),
+        ("--http-script-timeout-seconds", "2.5", "http", 2.5),
         ("--log-level", "debug", "observability", "DEBUG"),
     ],
 )
@@ -94,7 +104,8 @@ def test_flag_reaches_its_setting(flag: str, value: str, group: str, expected: A
 
 
 def test_switches() -> None:
-    config, _ = parsed("--l1-keep", "--numa-interleave", "--disable-metrics")
+    config, _ = parsed("--l1-keep", "--numa-interleave", "--disable-metrics", "--http-redact-env")
+    assert config.http.http_redact_env
     assert config.storage_manager.l1_keep
     assert config.storage_manager.numa_interleave
     assert not config.observability.metrics_enabled
@@ -126,8 +137,9 @@ def test_every_foreign_flag_is_known(flag: Any, capsys: pytest.CaptureFixture[st
 
 def test_flag_with_many_values_takes_them_all() -> None:
     config, warnings = parsed("--script-allowed-imports", "math", "json", "--port", "6000")
-    assert len(warnings) == 1
-    assert config.mp.port == 6000
+    assert warnings == []
+    assert (config.mp.script_allowed_imports, config.mp.port) == (("math", "json"), 6000)
+    assert parsed("--script-allowed-imports", "os.path")[0].scripts.allowed_imports == ("os.path",)
     with pytest.raises(click.UsageError, match="unexpected extra argument"):
         parsed("--max-workers", "1", "2")
 
@@ -145,6 +157,14 @@ def test_coordinator_of_the_environment_is_refused_too(
         ("--port x", "'x' is not a valid integer"),
         ("--port 99999", "--port must be a port from 0 to 65535 (got 99999)"),
         ("--http-port -1", "--http-port must be a port"),
+        (
+            "--http-script-timeout-seconds 0",
+            "--http-script-timeout-seconds must be greater than 0 and at most 86400",
+        ),
+        ("--http-script-timeout-seconds nan", "at most 86400 (got nan)"),
+        ("--http-script-timeout-seconds 1e308", "at most 86400 (got 1e+308)"),
+        ("--script-allowed-imports json,math", "--script-allowed-imports must be the dotted name of a module"),
+        ("--script-allowed-imports os..path", "(got 'os..path')"),
         ("--port 8080", "--port and --http-port are both 8080"),
         ("--port 0", "pass --shm-name NAME"),
         ("--port", "requires an argument"),
@@ -161,9 +181,10 @@ def test_coordinator_of_the_environment_is_refused_too(
         ("--l1-align-bytes 8192", "--l1-align-bytes must be a divisor of 4096"),
         ("--l1-group no-such-group", "there is no group 'no-such-group'"),
         ("--l1-read-ttl-seconds inf", "--l1-read-ttl-seconds must be"),
-        ("--eviction-policy FIFO", "--eviction-policy must be one of LRU, noop (got 'FIFO')"),
-        ("--eviction-policy IsolatedLRU", f"--eviction-policy IsolatedLRU needs quotas per tenant, {_MISSING}"),
-        ("--eviction-policy ARC", _MISSING),
+        ("--eviction-policy FIFO", "--eviction-policy must be one of ARC, IsolatedLRU, LRU, noop, S3-FIFO (got 'FIFO')"),
+        ("--default-quota-gb -1", "--default-quota-gb must be a number of GB from 0 to 8e+09 (got -1.0)"),
+        ("--default-quota-gb inf", "--default-quota-gb must be a number of GB from 0"),
+        ("--default-quota-gb nan", "--default-quota-gb must be a number of GB from 0"),
         ("--eviction-trigger-watermark 1.5", "--eviction-trigger-watermark must be"),
         ("--eviction-ratio 0", "--eviction-ratio must be"),
         ("--worker-reap-timeout-seconds 5", "must be 0 (off) or at least 30"),
@@ -175,6 +196,8 @@ def test_coordinator_of_the_environment_is_refused_too(
         ("--log-level loud", "is not one of"),
         ("--zmq-token-file /no/such/file", "--zmq-token-file /no/such/file cannot be read"),
         ("--http-host 192.0.2.1", "--http-host 192.0.2.1 is not an address of this host"),
+        ("--http-ssl-keyfile /etc/key.pem", "--http-ssl-keyfile needs --http-ssl-certfile"),
+        ("--http-auth-token-file /no/such/file", "--http-auth-token-file /no/such/file cannot be read"),
     ],
 )
 def test_bad_flag_is_one_line_that_names_it(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -37,6 +37,7 @@ class Harness:
     engine: MPCacheServer
     clock: FakeClock
     posts: list[tuple[bytes, m.Reply]] = field(default_factory=list)
+    late_answers: list[Callable[[], m.Reply]] = field(default_factory=list)
 
     def worker(
         self, uid: int = 1, rank: int = 0, world_size: int = 1, engine_id: str = "e", attempt: int = 1,
@@ -72,7 +73,7 @@ class Harness:
         return stores.reserve(l1, client, batch_id, self.root(uid), salt, b"".join(digests), client.attempt)
 
     def commit(self, reserved: m.Reserved, batch_id: int = 1, uid: int = 1) -> m.Committed:
-        return self.engine.stores.commit(self.engine.pool.l1, self.client(uid), batch_id, slots_of(reserved))
+        return self.engine.stores.commit(self.engine.pool, self.client(uid), batch_id, slots_of(reserved))
 
     def abort(self, batch_id: int = 1, uid: int = 1) -> int:
         return self.engine.stores.abort(self.engine.pool.l1, self.client(uid), batch_id)
@@ -83,7 +84,12 @@ class Harness:
     def lookup(
         self, digests: list[bytes], request: str = "r", uid: int = 100, lock: bool = True, salt: str = ""
     ) -> m.Found:
-        return self.engine.lookups.lookup(self.engine.pool.l1, self.client(uid), request, salt, b"".join(digests), lock)
+        lookups, pool, blob = self.engine.lookups, self.engine.pool, b"".join(digests)
+        if not lock:
+            return lookups.hint(pool, self.client(uid), m.Hint(request, salt, blob))
+        found = lookups.lookup(pool, self.client(uid), m.Lookup(request, salt, blob), self.late_answers.append)
+        assert found is not None
+        return found
 
     def release(self, request: str = "r", num_chunks: int = 0, uid: int = 100) -> int:
         return self.engine.lookups.release(self.engine.pool.l1, self.client(uid), request, num_chunks)

@@ -29,7 +29,7 @@ def test_a_committed_batch_is_found_and_closed(joined: Harness) -> None:
 def test_what_a_commit_does_not_name_is_given_up(joined: Harness) -> None:
     reserved = joined.reserve(DIGESTS[:3])
     first = slots_of(reserved)[:16]
-    assert joined.engine.stores.commit(joined.engine.pool.l1, joined.client(1), 1, first).num_accepted == 1
+    assert joined.engine.stores.commit(joined.engine.pool, joined.client(1), 1, first).num_accepted == 1
     assert joined.l1_report["write_locked_count"] == joined.l1_report["quarantined_count"] == 0
     assert joined.lookup(DIGESTS[:3]).num_chunks == 1
 
@@ -109,12 +109,12 @@ def test_a_batch_has_a_bound(joined: Harness) -> None:
 @pytest.mark.parametrize("blob", [b"x", bytes(8), bytes(17)])
 def test_slots_cut_short_are_refused(joined: Harness, blob: bytes) -> None:
     with pytest.raises(ProtocolError, match="16 bytes each"):
-        joined.engine.stores.commit(joined.engine.pool.l1, joined.client(1), 1, blob)
+        joined.engine.stores.commit(joined.engine.pool, joined.client(1), 1, blob)
 
 
 def test_slots_from_nowhere_are_refused_without_harm(joined: Harness) -> None:
     blob = b"".join(number.to_bytes(8, "little") for number in (2**63, 1, 0, 2**64 - 1, 63, 9, 64, 0))
-    committed = joined.engine.stores.commit(joined.engine.pool.l1, joined.client(1), 1, blob)
+    committed = joined.engine.stores.commit(joined.engine.pool, joined.client(1), 1, blob)
     assert (committed.num_accepted, committed.num_refused) == (0, 4)
     assert joined.l1_report["total_object_count"] == 0
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from lmcache.testing.nursery import Nursery
+from tests.http.engines import EngineSite, engine_site
 from tests.server.running import RunningServer
 
 
 @pytest.fixture(scope="package")
 def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    running = RunningServer(make_pool_folder())
+    running = RunningServer(make_pool_folder(), "--script-allowed-imports", "math", "os.path", "no_such_module")
     try:
         running.wait_until_up()
         yield running
@@ -31,3 +33,18 @@ def _started(server: RunningServer) -> None:
 @pytest.fixture
 def http(server: RunningServer) -> httpx.Client:
     return server.http
+
+
+@pytest.fixture(scope="package")
+def nursery() -> Iterator[Nursery]:
+    """Forks the synthetic engines."""
+    found = Nursery()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def site(nursery: Nursery, make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[EngineSite]:
+    """A server of the module's own, and room for engines."""
+    with engine_site(make_pool_folder(), nursery) as found:
+        yield found

@@ -27,6 +27,7 @@ from lmcache.memory.pool_files import PAGE_BYTES, Geometry, PoolFiles
 from lmcache.memory.records import RecordTable, ready_word
 from lmcache.protocol.blobs import split_places
 from lmcache.protocol.messages import ReserveStatus
+from lmcache.quota.manager import QuotaManager
 from tests.conftest import FakeClock, new_pool_folder
 
 NUM_UNITS = 7
@@ -68,10 +69,13 @@ class Write:
 class L1Machine(RuleBasedStateMachine):
     """The model: ready objects and unsettled writes by (slot, generation), recency as a list of places."""
 
+    policy_name = "LRU"
+
     @initialize()
     def open(self) -> None:
         self.clock = FakeClock()
         self.folder = new_pool_folder()
+        self.quotas = QuotaManager()
         self.ready: dict[Place, Object] = {}
         self.writes: dict[Place, Write] = {}
         self.recency: list[Place] = []
@@ -86,9 +90,9 @@ class L1Machine(RuleBasedStateMachine):
         self.files = PoolFiles(self.folder, geometry)
         self.records = RecordTable(self.files.index, PAGE_BYTES, geometry.num_records)
         self.names = NamesTable(self.folder / "names")
-        self.policy = make_policy("LRU")
+        self.policy = make_policy(self.policy_name)
         state = L1State(SlotTable(self.records, Allocator()), self.names, self.policy)
-        self.l1 = L1Manager(state, WRITE_TTL_S, self.clock)
+        self.l1 = L1Manager(state, WRITE_TTL_S, self.clock, quotas=self.quotas)
         self.recovery = self.l1.recover()
         left_bytes = geometry.pool_bytes - self.l1.memory_bytes()[1]
         if left_bytes:
@@ -124,14 +128,18 @@ class L1Machine(RuleBasedStateMachine):
             self.recency.remove(place)
         self.recency.append(place)
 
-    def make_room(self) -> tuple[bool, int]:
-        """Whether there is room for one more, and how many had to go for it."""
+    def make_room(self, salt: str) -> tuple[bool, int]:
+        """Whether there is room for one more of a tenant's, and how many had to go for it."""
         num_evicted = 0
         while len(self.ready) + len(self.writes) >= NUM_UNITS:
-            if not self.recency:
+            victim = self.victim_for(salt)
+            if victim is None:
                 return False, num_evicted
-            num_evicted += self.evict(self.recency[0])
+            num_evicted += self.evict(victim)
         return True, num_evicted
+
+    def victim_for(self, salt: str) -> Place | None:
+        return self.recency[0] if self.recency else None
 
     def evict(self, victim: Place) -> int:
         key, _, digest = self.ready[victim].name
@@ -161,7 +169,7 @@ class L1Machine(RuleBasedStateMachine):
             elif name in [write.name for write in self.writes.values()]:
                 assert status == ReserveStatus.BUSY
             else:
-                has_room, num_gone = self.make_room()
+                has_room, num_gone = self.make_room(key.cache_salt)
                 num_evicted += num_gone
                 assert status == (ReserveStatus.RESERVED if has_room else ReserveStatus.NO_ROOM)
                 if has_room:

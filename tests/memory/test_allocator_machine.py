@@ -118,3 +118,32 @@ def test_check_integrity_notices_bytes_that_were_freed_inside_a_free_range() -> 
     allocator.free(2 * UNIT, UNIT)
     with pytest.raises(IntegrityError):
         allocator.check_integrity()
+
+
+@pytest.mark.parametrize("num_extents_max", [1, 3, 256])
+def test_a_sample_finds_nothing_wrong_with_what_is_right(num_extents_max: int) -> None:
+    allocator = Allocator(UNIT)
+    allocator.check_sample(num_extents_max)
+    allocator.grow(33 * UNIT)
+    offsets = [allocator.allocate(UNIT) for _ in range(33)]
+    allocator.check_sample(num_extents_max)
+    for offset in offsets[::2]:
+        assert offset is not None
+        allocator.free(offset, UNIT)
+        allocator.check_sample(num_extents_max)
+
+
+def test_a_sample_notices_bytes_that_were_freed_inside_a_free_range() -> None:
+    allocator = Allocator(UNIT)
+    allocator.grow(8 * UNIT)
+    allocator.free(2 * UNIT, UNIT)
+    with pytest.raises(IntegrityError):
+        allocator.check_sample()
+
+
+def test_a_sample_notices_lists_that_disagree() -> None:
+    allocator = Allocator(UNIT)
+    allocator.grow(8 * UNIT)
+    allocator._start_of_end[8 * UNIT] = UNIT
+    with pytest.raises(IntegrityError, match="not listed by its ends"):
+        allocator.check_sample()

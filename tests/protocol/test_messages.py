@@ -29,6 +29,7 @@ REQUESTS = typing.get_args(m.Request)
 REPLIES = typing.get_args(m.Reply)
 WORDS = st.integers(0, 2**64 - 1)
 _BY_TYPE: dict[object, st.SearchStrategy[object]] = {
+    float: st.floats(allow_nan=False),
     int: st.integers(-(2**63), 2**64 - 1),
     str: st.text(max_size=20),
     bytes: st.binary(max_size=40),

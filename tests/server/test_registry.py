@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from fastapi import FastAPI
 
-from lmcache.errors import EndpointError
+from lmcache.errors import ConfigError, EndpointError
 from lmcache.server.registry import HTTPAPIRegistry
+from tests.http.calling import ask
 
 _PACKAGE = "endpoints_under_test"
 _MODULE = """
@@ -21,6 +22,25 @@ router = APIRouter()
 @router.{method}("{path}")
 async def answer() -> str:
     return __name__
+"""
+_NESTED = """
+from fastapi import APIRouter, Depends, HTTPException
+
+def refuse() -> None:
+    raise HTTPException(418)
+
+inner = APIRouter(prefix="/in", dependencies=[Depends(refuse)])
+
+@inner.get("/a/{x}")
+async def first(x: int) -> int:
+    return x
+
+@inner.get("/b")
+async def second() -> str:
+    return "b"
+
+router = APIRouter()
+router.include_router(inner, prefix="/pre")
 """
 _AGGREGATE = """
 from fastapi import APIRouter
@@ -106,3 +126,65 @@ def test_module_without_router_is_said_and_skipped(write_module: WriteModule, ca
 def test_package_that_is_not_there_is_named() -> None:
     with pytest.raises(EndpointError, match="no_such_package cannot be imported"):
         HTTPAPIRegistry("no_such_package")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        ("/x/{one}", "/x/{other}", True),
+        ("/x/{one}/y/{two}", "/x/{a}/y/{b}", True),
+        ("/x/{one:int}", "/x/{other:int}", True),
+        ("/x/{one}", "/x/{other:path}", False),
+        ("/x/{one}", "/x/one", False),
+        ("/x/{one}", "/y/{one}", False),
+    ],
+)
+def test_paths_that_differ_by_parameter_names_alone_are_the_same(
+    write_module: WriteModule, first: str, second: str, is_same: bool
+) -> None:
+    write_module("a_api", path=first)
+    write_module("b_api", path=second)
+    if is_same:
+        with pytest.raises(EndpointError, match=r"is defined by .*a_api and by .*b_api"):
+            HTTPAPIRegistry(_PACKAGE)
+    else:
+        assert HTTPAPIRegistry(_PACKAGE).paths() == {("GET", first), ("GET", second)}
+
+
+def test_pages_of_the_framework_have_an_owner(write_module: WriteModule) -> None:
+    write_module("a_api", path="/docs")
+    with pytest.raises(EndpointError, match="GET /docs is defined by the framework and by"):
+        HTTPAPIRegistry(_PACKAGE)
+
+
+def test_disabled_handlers_are_left_out_wherever_they_are_aggregated(write_module: WriteModule) -> None:
+    write_module("inner", path="/inner")
+    write_module("a_api", _AGGREGATE)
+    write_module("b_api", path="/b")
+    write_module("c_api", path="/c")
+    registry = HTTPAPIRegistry(_PACKAGE)
+    registry.disable(["inner", "/c"], "--http-disable")
+    assert registry.paths() == {("GET", "/b")}
+    app = FastAPI()
+    registry.install(app)
+    assert list(app.openapi()["paths"]) == ["/b"]
+    with pytest.raises(
+        ConfigError, match=r"--http-disable knows no 'x': name modules \(b, c, inner\) or paths \(/b, /c"
+    ):
+        registry.disable(["b", "x"], "--http-disable")
+
+
+def test_prefixes_and_dependencies_of_nested_routers_count(write_module: WriteModule) -> None:
+    write_module("nested_api", _NESTED)
+    registry = HTTPAPIRegistry(_PACKAGE)
+    assert registry.paths() == {("GET", "/pre/in/a/{x}"), ("GET", "/pre/in/b")}
+    registry.disable(["/pre/in/a/{x}"], "--http-disable")
+    app = FastAPI()
+    registry.install(app)
+    assert list(app.openapi()["paths"]) == ["/pre/in/b"]
+    assert [ask(app, "GET", path).status_code for path in ("/pre/in/a/1", "/pre/in/b")] == [404, 418]
+    # Another registry of the same modules still has all of them.
+    assert len(HTTPAPIRegistry(_PACKAGE).paths()) == 2
+    write_module("rival_api", path="/pre/in/b")
+    with pytest.raises(EndpointError, match="GET /pre/in/b is defined by"):
+        HTTPAPIRegistry(_PACKAGE)

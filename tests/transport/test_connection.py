@@ -103,7 +103,7 @@ def test_a_successor_has_another_boot_id_and_never_sees_what_its_predecessor_was
     assert connection.boot_id not in (0, old_boot_id)
     assert connection.wait(lost, SHORT_S) is None
     with pytest.raises(StaleBootError):
-        connection.call(m.Clear(), old_boot_id, TIMEOUT_S)
+        connection.call(m.Unregister(), old_boot_id, TIMEOUT_S)
 
 
 def test_several_requests_in_flight_are_told_apart(connect: Connect, own_server: Server) -> None:

@@ -121,7 +121,7 @@ def test_random_tcp_bytes_do_not_stop_the_server(raw: RawSocket, server: Server)
 NEED_A_CLIENT = [
     m.Unregister(), m.Lookup("r", "", b""), m.Hint("r", "", b""), m.Release("r"), m.EndSession("r"),
     m.ResetEngine(b"e"), m.Reserve(1, b"", "", b""), m.Commit(1, b""), m.AbortBatch(1),
-    m.ChecksumResult(1, []), m.Clear(),
+    m.ChecksumResult(1, []),
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""`lmcache bench server`: a synthetic engine against a running server; every byte is checked."""

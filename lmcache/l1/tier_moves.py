@@ -1,0 +1,76 @@
+"""What L2 needs of L1: objects to be written elsewhere, and objects that arrive from elsewhere.
+
+Works on L1's tables, under the manager's mutex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmcache.core.keys import ObjectKey
+from lmcache.l1.namespace import NamespaceKey, RankGroup
+from lmcache.l1.read_locks import ReadLocks
+from lmcache.l1.state import L1State
+from lmcache.l1.values import Place
+from lmcache.l1.writes import SlotWrites
+from lmcache.memory.records import ready_word
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject:
+    """What a READY slot holds, and where it lies in the pool."""
+
+    key: ObjectKey
+    offset: int
+    length: int
+
+
+class TierMoves:
+    def __init__(self, state: L1State, locks: ReadLocks, writes: SlotWrites) -> None:
+        self._state = state
+        self._locks = locks
+        self._writes = writes
+
+    def describe(self, place: Place) -> HeldObject | None:
+        """The object of a place, if it is still there. Takes no lock: whoever reads it must check the place after."""
+        state = self._state
+        if not state.has_word(place.slot, place.slot_word):
+            return None
+        record = state.slots.records.read(place.slot)
+        name = state.namespace_of(record).key
+        key = ObjectKey(record.digest, name.model_name, record.kv_rank, record.group_id, name.cache_salt)
+        return HeldObject(key, record.offset, record.length)
+
+    def lock_key(self, key: NamespaceKey, rank_group: RankGroup, digest: bytes, retain: bool) -> Place | None:
+        """Lock the object of a key, if it is there. With `retain`, it is not temporary any more."""
+        namespace = self._state.namespaces.get(key)
+        slot = namespace.ready.get(rank_group, {}).get(digest) if namespace is not None else None
+        if slot is None:
+            return None
+        self._locks.lock_one(slot)
+        if retain:
+            self._state.temporary.discard(slot)
+        records = self._state.slots.records
+        return Place(slot, records.slot_word(slot), records.extent(slot)[1])
+
+    def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
+        """An object that was loaded becomes findable. A temporary one is locked, and goes with its last lock."""
+        if not self._writes.commit(owner_uid, place):
+            return None
+        state = self._state
+        state.track((place.slot,))
+        if lock:
+            self._locks.lock_one(place.slot)
+            if is_temporary:
+                state.temporary.add(place.slot)
+        return Place(place.slot, ready_word(place.slot_word), state.slots.records.extent(place.slot)[1])
+
+    def remove(self, places: Sequence[Place]) -> int:
+        """Remove objects that nobody has locked; returns how many."""
+        state, num_removed = self._state, 0
+        for place in places:
+            if state.has_word(place.slot, place.slot_word) and place.slot not in state.lock_counts:
+                state.remove_ready(place.slot, state.slots.records.read(place.slot))
+                num_removed += 1
+        return num_removed

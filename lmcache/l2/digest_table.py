@@ -1,0 +1,125 @@
+"""Digests to row numbers in some 45 bytes an entry: a hash table in flat arrays.
+
+A dict of `bytes` would cost three times as much, and a disk tier counts its objects in
+millions. Digests are uniformly random, so their own bytes are the hash. Open addressing
+with linear probing; deleting moves later entries back, so there are no tombstones.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from lmcache.errors import IntegrityError
+
+DIGEST_BYTES = 32
+_EMPTY = -1
+_BUCKETS_MIN = 64
+_SPACE_MULTIPLIER = 0x9E3779B97F4A7C15  # spreads the spaces, which are small numbers
+
+
+class DigestTable:
+    """One owner, not thread-safe. A digest is unique within its space; spaces are small integers."""
+
+    def __init__(self) -> None:
+        self._buckets = array("i", [_EMPTY]) * _BUCKETS_MIN
+        self._mask = _BUCKETS_MIN - 1
+        self._digests = bytearray()
+        self._spaces = array("i")
+        self._free_rows = array("i")
+        self._num_used = 0
+
+    def __len__(self) -> int:
+        return self._num_used
+
+    @property
+    def num_rows(self) -> int:
+        """One more than the largest row ever given out."""
+        return len(self._spaces)
+
+    def find(self, space: int, digest: bytes) -> int:
+        """The row of a digest, or -1."""
+        buckets, mask, spaces, digests = self._buckets, self._mask, self._spaces, self._digests
+        bucket = self._home(space, digest)
+        while (row := buckets[bucket]) != _EMPTY:
+            start = row * DIGEST_BYTES
+            if spaces[row] == space and digests[start : start + DIGEST_BYTES] == digest:
+                return row
+            bucket = (bucket + 1) & mask
+        return -1
+
+    def add(self, space: int, digest: bytes) -> int:
+        """A row for a digest that is not in the table."""
+        if 5 * (self._num_used + 1) > 3 * len(self._buckets):
+            self._grow()
+        if self._free_rows:
+            row = self._free_rows.pop()
+            self._spaces[row] = space
+            self._digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES] = digest
+        else:
+            row = len(self._spaces)
+            self._spaces.append(space)
+            self._digests += digest
+        self._place(row, self._home(space, digest))
+        self._num_used += 1
+        return row
+
+    def remove(self, row: int) -> None:
+        """Free a row; its number will be given out again."""
+        bucket = self._home(self._spaces[row], self.digest(row))
+        while self._buckets[bucket] != row:
+            bucket = (bucket + 1) & self._mask
+        self._close_gap(bucket)
+        self._spaces[row] = _EMPTY
+        self._free_rows.append(row)
+        self._num_used -= 1
+
+    def is_used(self, row: int) -> bool:
+        return 0 <= row < len(self._spaces) and self._spaces[row] != _EMPTY
+
+    def space(self, row: int) -> int:
+        return self._spaces[row]
+
+    def digest(self, row: int) -> bytes:
+        return bytes(self._digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
+
+    def _home(self, space: int, digest: bytes | bytearray) -> int:
+        return (int.from_bytes(digest[:8], "little") + space * _SPACE_MULTIPLIER) & self._mask
+
+    def _place(self, row: int, bucket: int) -> None:
+        while self._buckets[bucket] != _EMPTY:
+            bucket = (bucket + 1) & self._mask
+        self._buckets[bucket] = row
+
+    def _close_gap(self, gap: int) -> None:
+        """Empty a bucket; entries behind it that hash before it move up, so that probing still finds them."""
+        buckets, mask = self._buckets, self._mask
+        bucket = gap
+        while True:
+            buckets[gap] = _EMPTY
+            while True:
+                bucket = (bucket + 1) & mask
+                row = buckets[bucket]
+                if row == _EMPTY:
+                    return
+                home = self._home(self._spaces[row], self._digests[row * DIGEST_BYTES : row * DIGEST_BYTES + 8])
+                if (bucket - home) & mask >= (bucket - gap) & mask:
+                    break
+            buckets[gap] = row
+            gap = bucket
+
+    def _grow(self) -> None:
+        self._buckets = array("i", [_EMPTY]) * (2 * len(self._buckets))
+        self._mask = len(self._buckets) - 1
+        for row, space in enumerate(self._spaces):
+            if space != _EMPTY:
+                start = row * DIGEST_BYTES
+                self._place(row, self._home(space, self._digests[start : start + 8]))
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every used row is found, once."""
+        rows = [row for row in range(len(self._spaces)) if self._spaces[row] != _EMPTY]
+        in_buckets = sorted(row for row in self._buckets if row != _EMPTY)
+        if rows != in_buckets or len(rows) != self._num_used or len(rows) + len(self._free_rows) != len(self._spaces):
+            raise IntegrityError("rows and buckets of the digest table do not add up")
+        if any(self.find(self._spaces[row], self.digest(row)) != row for row in rows):
+            raise IntegrityError("a row of the digest table is not found by its digest")

@@ -1,0 +1,309 @@
+"""What an adapter holds, in memory: keys, sizes, leases, usage per tenant, and who goes next.
+
+Knows no backend. An object passes through these states:
+
+    absent --begin_store--> storing --commit--> held --begin_removal--> removing --end_removal--> absent
+                               |                                            |
+                               +--abort--> absent                           +--restore--> held
+
+Only held objects are found. While one is storing or removing, nobody else may touch that
+key on the backend. One mutex guards all of it; no I/O happens here.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lmcache.core.keys import ObjectKey
+from lmcache.errors import IntegrityError, KeyFormatError
+from lmcache.eviction.base import EvictionPolicy
+from lmcache.l2.digest_table import DIGEST_BYTES, DigestTable
+
+_SCAN_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What keys of one digest table have in common."""
+
+    model_name: str
+    kv_rank: int
+    object_group_id: int
+    cache_salt: str
+
+    def key(self, digest: bytes) -> ObjectKey:
+        return ObjectKey(digest, self.model_name, self.kv_rank, self.object_group_id, self.cache_salt)
+
+
+@dataclass(slots=True)
+class _Lease:
+    count: int
+    ends_s: float
+
+
+class ObjectIndex:
+    """Thread-safe. `capacity_bytes` 0: unlimited. Leases end by themselves after `lease_ttl_s`."""
+
+    def __init__(
+        self, policy: EvictionPolicy, capacity_bytes: int, lease_ttl_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._policy = policy
+        self._lease_ttl_s = lease_ttl_s
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._table = DigestTable()
+        self._sizes = array("Q")
+        self._spaces: list[Space] = []
+        self._space_ids: dict[Space, int] = {}
+        self._leases: dict[int, _Lease] = {}
+        self._storing: dict[ObjectKey, int] = {}
+        self._removing: dict[ObjectKey, int] = {}
+        self._pending_bytes = 0
+        self._used_bytes = 0
+        self._salt_bytes: dict[str, int] = {}
+        self.capacity_bytes = capacity_bytes
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    # Finding
+
+    def lease(self, keys: Sequence[ObjectKey]) -> list[bool]:
+        """Which keys are held; each that is gets a lease more, and counts as used (the first one most recently)."""
+        with self._mutex:
+            ends_s = self._clock() + self._lease_ttl_s
+            rows = [self._find(key) for key in keys]
+            for row in rows:
+                if row < 0:
+                    continue
+                lease = self._leases.get(row)
+                if lease is None:
+                    self._leases[row] = _Lease(1, ends_s)
+                    self._policy.hold(row)
+                else:
+                    lease.count, lease.ends_s = lease.count + 1, ends_s
+            self._policy.touch(row for row in reversed(rows) if row >= 0)
+            return [row >= 0 for row in rows]
+
+    def release(self, keys: Iterable[ObjectKey]) -> None:
+        with self._mutex:
+            for key in reversed(list(keys)):
+                row = self._find(key)
+                lease = self._leases.get(row)
+                if lease is None:
+                    continue
+                lease.count -= 1
+                if not lease.count:
+                    self._drop_lease(row)
+
+    def expire_leases(self) -> int:
+        """End leases whose time is up; how many objects became evictable."""
+        with self._mutex:
+            now_s = self._clock()
+            ended = [row for row, lease in self._leases.items() if lease.ends_s <= now_s]
+            for row in ended:
+                self._drop_lease(row)
+            return len(ended)
+
+    def contains(self, key: ObjectKey) -> bool:
+        with self._mutex:
+            return self._find(key) >= 0
+
+    # Storing
+
+    def begin_store(self, key: ObjectKey, num_bytes: int) -> bool:
+        """Claim a key for a store of that many bytes. False: it is held, or somebody works on it."""
+        with self._mutex:
+            if len(key.chunk_hash) != DIGEST_BYTES:
+                raise KeyFormatError(f"a stored chunk_hash has {DIGEST_BYTES} bytes (got {len(key.chunk_hash)})")
+            if self._find(key) >= 0 or key in self._storing or key in self._removing:
+                return False
+            self._storing[key] = num_bytes
+            self._pending_bytes += num_bytes
+            return True
+
+    def commit(self, key: ObjectKey, num_bytes: int) -> None:
+        """The object is on the backend, with that many bytes."""
+        with self._mutex:
+            self._pending_bytes -= self._storing.pop(key)
+            self._add(key, num_bytes)
+
+    def abort(self, key: ObjectKey) -> None:
+        with self._mutex:
+            self._pending_bytes -= self._storing.pop(key)
+
+    def adopt(self, key: ObjectKey, num_bytes: int) -> bool:
+        """An object that was found on the backend. False: it is known, or being worked on."""
+        with self._mutex:
+            is_new = self._find(key) < 0 and key not in self._storing and key not in self._removing
+            if is_new and len(key.chunk_hash) == DIGEST_BYTES:
+                self._add(key, num_bytes)
+            return is_new
+
+    def missing_bytes(self) -> int:
+        """How much must go before what is being stored fits (0 or less: it fits). What is going counts as gone."""
+        with self._mutex:
+            if not self.capacity_bytes:
+                return 0
+            return self._used_bytes - sum(self._removing.values()) + self._pending_bytes - self.capacity_bytes
+
+    # Removing
+
+    def begin_removal(
+        self, keys: Iterable[ObjectKey], force: bool = False
+    ) -> tuple[list[ObjectKey], list[ObjectKey], int]:
+        """Hide objects by key: those hidden, those left alone for being leased (without `force`),
+        and how many are not held."""
+        hidden: list[ObjectKey] = []
+        leased: list[ObjectKey] = []
+        num_absent = 0
+        with self._mutex:
+            for key in keys:
+                row = self._find(key)
+                if row < 0:
+                    num_absent += 1
+                elif row in self._leases and not force:
+                    leased.append(key)
+                else:
+                    self._hide(row, key, is_evicted=False)
+                    hidden.append(key)
+        return hidden, leased, num_absent
+
+    def begin_eviction(
+        self, num_bytes: int, num_objects_max: int, tenant: str | None = None
+    ) -> list[tuple[ObjectKey, int]]:
+        """Hide objects in the policy's order until that many bytes are."""
+        hidden: list[tuple[ObjectKey, int]] = []
+        with self._mutex:
+            victims = self._policy.victims(tenant)
+            while num_bytes > 0 and len(hidden) < num_objects_max:
+                row = next(victims, None)
+                if row is None:
+                    break
+                key, size = self._key(row), self._sizes[row]
+                self._hide(row, key, is_evicted=True)
+                hidden.append((key, size))
+                num_bytes -= size
+        return hidden
+
+    def forget(self, key: ObjectKey) -> int:
+        """The backend turned out not to hold it, or to hold garbage: its size, or -1 if it was not known."""
+        with self._mutex:
+            row = self._find(key)
+            if row < 0:
+                return -1
+            size = self._sizes[row]
+            self._hide(row, key, is_evicted=False)
+            self._used_bytes -= self._removing.pop(key)
+            return size
+
+    def end_removal(self, keys: Iterable[ObjectKey]) -> list[int]:
+        """These hidden objects are gone from the backend; their sizes."""
+        with self._mutex:
+            sizes = [self._removing.pop(key) for key in keys]
+            self._used_bytes -= sum(sizes)
+            return sizes
+
+    def restore(self, keys: Iterable[ObjectKey]) -> None:
+        """These hidden objects could not be removed: they are held as before."""
+        with self._mutex:
+            for key in keys:
+                size = self._removing.pop(key)
+                self._used_bytes -= size
+                self._add(key, size)
+
+    # Telling
+
+    def usage(self) -> tuple[int, dict[str, int]]:
+        """Bytes in use, objects being removed included, and bytes held by tenant."""
+        with self._mutex:
+            return self._used_bytes, dict(self._salt_bytes)
+
+    def size(self, key: ObjectKey) -> int:
+        """Bytes of a held object, or -1."""
+        with self._mutex:
+            row = self._find(key)
+            return self._sizes[row] if row >= 0 else -1
+
+    @property
+    def num_leased(self) -> int:
+        return len(self._leases)
+
+    def page(self, cursor: int, num_keys_max: int, model_name: str | None) -> tuple[list[tuple[ObjectKey, int]], int]:
+        """Entries from row `cursor` on, and the cursor that follows; 0: no more. The mutex is let go in between."""
+        found: list[tuple[ObjectKey, int]] = []
+        row = cursor
+        while True:
+            with self._mutex:
+                stop = min(row + _SCAN_ROWS, self._table.num_rows)
+                while row < stop and len(found) < num_keys_max:
+                    space_id = self._table.space(row)
+                    if space_id >= 0 and model_name in (None, self._spaces[space_id].model_name):
+                        found.append((self._key(row), self._sizes[row]))
+                    row += 1
+                if row >= self._table.num_rows:
+                    return found, 0
+            if len(found) == num_keys_max:
+                return found, row
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless keys, sizes, leases, usage and policy agree. Slow: for tests."""
+        with self._mutex:
+            self._table.check_integrity()
+            rows = [row for row in range(self._table.num_rows) if self._table.is_used(row)]
+            usage: dict[str, int] = {}
+            for row in rows:
+                salt = self._spaces[self._table.space(row)].cache_salt
+                usage[salt] = usage.get(salt, 0) + self._sizes[row]
+            if usage != self._salt_bytes or sum(usage.values()) + sum(self._removing.values()) != self._used_bytes:
+                raise IntegrityError("bytes per tenant and the objects' sizes do not add up")
+            if len(self._policy) != len(rows) or not set(self._leases) <= set(rows):
+                raise IntegrityError("policy, leases and objects do not add up")
+            if self._pending_bytes != sum(self._storing.values()):
+                raise IntegrityError("bytes being stored do not add up")
+
+    # Under the mutex
+
+    def _find(self, key: ObjectKey) -> int:
+        space_id = self._space_ids.get(Space(key.model_name, key.kv_rank, key.object_group_id, key.cache_salt))
+        if space_id is None or len(key.chunk_hash) != DIGEST_BYTES:
+            return -1
+        return self._table.find(space_id, key.chunk_hash)
+
+    def _key(self, row: int) -> ObjectKey:
+        return self._spaces[self._table.space(row)].key(self._table.digest(row))
+
+    def _add(self, key: ObjectKey, num_bytes: int) -> None:
+        space = Space(key.model_name, key.kv_rank, key.object_group_id, key.cache_salt)
+        space_id = self._space_ids.get(space)
+        if space_id is None:
+            space_id = self._space_ids[space] = len(self._spaces)
+            self._spaces.append(space)
+        row = self._table.add(space_id, key.chunk_hash)
+        if row == len(self._sizes):
+            self._sizes.append(num_bytes)
+        else:
+            self._sizes[row] = num_bytes
+        self._used_bytes += num_bytes
+        self._salt_bytes[key.cache_salt] = self._salt_bytes.get(key.cache_salt, 0) + num_bytes
+        self._policy.add(row, int.from_bytes(key.chunk_hash[:8], "little") ^ space_id, key.cache_salt)
+
+    def _hide(self, row: int, key: ObjectKey, is_evicted: bool) -> None:
+        """Held to removing: its bytes stay counted as used until the backend has let go of them."""
+        size = self._sizes[row]
+        self._table.remove(row)
+        self._policy.remove(row, is_evicted)
+        self._leases.pop(row, None)
+        left = self._salt_bytes[key.cache_salt] - size
+        if left:
+            self._salt_bytes[key.cache_salt] = left
+        else:
+            del self._salt_bytes[key.cache_salt]
+        self._removing[key] = size
+
+    def _drop_lease(self, row: int) -> None:
+        del self._leases[row]
+        self._policy.release(row)

@@ -1,0 +1,1 @@
+"""Quotas: how many bytes each tenant may keep. Knows no tier; tiers ask who holds too much."""

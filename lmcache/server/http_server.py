@@ -1,0 +1,53 @@
+"""The HTTP server under the application: uvicorn, without its signals, its proxies, and its trust in polite clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+_GRACE_S = 3
+# How often connections that wait for their peer's goodbye are ended.
+_GOODBYE_S = 0.2
+
+
+class HTTPServer(uvicorn.Server):
+    """Leaves the signals to the process, which ends with an exit code and not by the signal."""
+
+    def __init__(self, app: ASGIApp, logs_access: bool, certfile: str | None, keyfile: str | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, http="httptools", ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=_GRACE_S,
+                access_log=logs_access, ssl_certfile=certfile, ssl_keyfile=keyfile,
+                proxy_headers=False,  # a caller is the peer of its socket, whatever it writes
+            )
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Over TLS a closed connection waits for its peer to close it too, which an idle client never does."""
+        goodbyes = asyncio.create_task(self._end_closed())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            goodbyes.cancel()
+            self._end(False)
+            await asyncio.sleep(0)  # their protocols hear of it before the loop is closed
+
+    async def _end_closed(self) -> None:
+        while True:
+            await asyncio.sleep(_GOODBYE_S)
+            self._end(True)
+
+    def _end(self, only_closing: bool) -> None:
+        for connection in list(self.server_state.connections):
+            transport: asyncio.Transport | None = getattr(connection, "transport", None)
+            if transport is not None and (transport.is_closing() or not only_closing):
+                transport.abort()

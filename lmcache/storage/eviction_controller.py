@@ -1,0 +1,90 @@
+"""Keeps L2 adapters within their watermarks and tenants within their quotas. One loop, once a second."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from lmcache.errors import L2Error
+from lmcache.l2.base import EvictionConfig, L2Adapter
+from lmcache.storage.tier import Tier, TierState
+
+logger = logging.getLogger(__name__)
+
+PER_TENANT_POLICY = "IsolatedLRU"
+_TENANT_OBJECTS_MAX = 10_000
+
+# Bytes over the limit, by tenant, given what each holds.
+FindExcess = Callable[[Mapping[str, int]], Mapping[str, int]]
+
+
+class L2EvictionController:
+    """`cycle` from one thread. `eviction_of` tells what was configured for a tier."""
+
+    def __init__(self, eviction_of: Mapping[int, EvictionConfig | None], find_excess: FindExcess) -> None:
+        self._eviction_of = eviction_of
+        self._find_excess = find_excess
+        self._warned: set[int] = set()
+
+    def cycle(self, tiers: list[Tier]) -> dict[str, object]:
+        num_evicted = 0
+        for tier in tiers:
+            if tier.state is not TierState.ACTIVE:
+                continue
+            tier.adapter.expire_leases()
+            config = self._eviction_of.get(tier.index)
+            if config is None or not tier.is_usable:
+                continue
+            try:
+                num_evicted += tier.call(lambda adapter, config=config: self._evict(adapter, config))  # type: ignore[misc]
+            except L2Error as error:
+                logger.warning("eviction from L2 adapter %s failed: %s", tier.name, error)
+        return {"evicted": num_evicted}
+
+    def _evict(self, adapter: L2Adapter, config: EvictionConfig) -> int:
+        num_evicted = 0
+        usage = adapter.usage()
+        if config.eviction_policy == PER_TENANT_POLICY:
+            for tenant, excess_bytes in self._find_excess(usage.bytes_by_cache_salt).items():
+                num_evicted += adapter.evict(excess_bytes, _TENANT_OBJECTS_MAX, tenant)[0]
+            usage = adapter.usage()
+        if not usage.total_capacity_bytes:
+            return num_evicted
+        over_bytes = usage.total_bytes_used - int(config.trigger_watermark * usage.total_capacity_bytes)
+        if over_bytes > 0:
+            num_objects_max = max(1, int(adapter.num_objects * config.eviction_ratio))
+            num_evicted += adapter.evict(over_bytes, num_objects_max)[0]
+        return num_evicted
+
+    def warn_about(self, tier: Tier) -> None:
+        """Once: a policy that needs a capacity to compare with, on an adapter that declares none."""
+        config = self._eviction_of.get(tier.index)
+        needs_capacity = config is not None and config.eviction_policy not in (PER_TENANT_POLICY, "noop")
+        if needs_capacity and not tier.adapter.usage().total_capacity_bytes and tier.index not in self._warned:
+            self._warned.add(tier.index)
+            logger.warning(
+                "L2 adapter %s has an eviction policy but no capacity: it grows without bound (set max_capacity_gb)",
+                tier.name,
+            )
+
+    def report(self, tiers: list[Tier]) -> list[dict[str, object]]:
+        """One entry per adapter that evicts."""
+        found: list[dict[str, object]] = []
+        for tier in tiers:
+            config = self._eviction_of.get(tier.index)
+            if config is None and tier.adapter.eviction_policy is None:
+                continue
+            usage = tier.adapter.usage()
+            found.append(
+                {
+                    "l2_name": tier.name,
+                    "eviction_policy": config.eviction_policy if config else tier.adapter.eviction_policy,
+                    "trigger_watermark": config.trigger_watermark if config else None,
+                    "eviction_ratio": config.eviction_ratio if config else None,
+                    "current_usage": usage.usage_fraction,
+                    "total_bytes_used": usage.total_bytes_used,
+                    "total_capacity_bytes": usage.total_capacity_bytes,
+                    "num_cache_salt_buckets": len(usage.bytes_by_cache_salt),
+                }
+            )
+        return found

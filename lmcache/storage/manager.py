@@ -1,0 +1,272 @@
+"""The storage manager: composes L2 tiers and their controllers around whatever pool is open.
+
+Every call may come from any thread. Those that reach a backend block, and are not for the
+request loop. Knows no engine, no session, no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lmcache.core.keys import ObjectKey
+from lmcache.errors import AdapterNotFoundError, ConfigError
+from lmcache.l2.base import AdapterContext, Deleted, EvictionConfig, KeyPage, Usage
+from lmcache.l2.registry import L2AdapterSpec, make_adapter
+from lmcache.storage.eviction_controller import PER_TENANT_POLICY, FindExcess, L2EvictionController
+from lmcache.storage.instruments import EventCounter, register_gauges
+from lmcache.storage.metrics import StorageMetrics
+from lmcache.storage.prefetch_controller import PrefetchConfig, PrefetchController
+from lmcache.storage.prefetch_policies import make_prefetch_policy
+from lmcache.storage.scrubber import Scrubber, ScrubConfig
+from lmcache.storage.store_controller import StoreController
+from lmcache.storage.store_policies import make_store_policy
+from lmcache.storage.tier import Tier, TierConfig, TierState
+from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
+
+logger = logging.getLogger(__name__)
+
+_CONTROLLER_INTERVAL_S = 1.0
+_OPEN_PATIENCE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """`adapters` in order of configuration. `drain_timeout_s`: how long a clean stop waits for stores."""
+
+    adapters: tuple[L2AdapterSpec, ...] = ()
+    store_policy: str = "default"
+    prefetch_policy: str = "default"
+    prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
+    tier: TierConfig = field(default_factory=TierConfig)
+    scrub: ScrubConfig = field(default_factory=ScrubConfig)
+    drain_timeout_s: float = 30.0
+
+
+class StorageManager:
+    """`owner_uid`: who writes slots on this server's behalf. `boot_id`: tells this server from others at a
+    shared backend. `find_excess`: bytes over quota by tenant."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        owner_uid: int,
+        boot_id: int,
+        metrics: MetricRegistry,
+        find_excess: FindExcess,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Makes the adapters and opens none. Raises ConfigError."""
+        self.config = config
+        self._boot_id = boot_id
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._tiers: list[Tier] = []
+        self._next_index = 0
+        self._evictions: dict[int, EvictionConfig | None] = {}
+        self.metrics = StorageMetrics(metrics)
+        self._events = EventCounter(self.metrics)
+        self.stores = StoreController(
+            make_store_policy(config.store_policy), self.metrics, clock, lambda: self._store_thread.wake()
+        )
+        self.prefetches = PrefetchController(
+            make_prefetch_policy(config.prefetch_policy), config.prefetch, owner_uid, self.metrics, clock,
+            lambda: self._prefetch_thread.wake(),
+        )  # fmt: skip
+        self._evictor = L2EvictionController(self._evictions, find_excess)
+        self._scrubber = Scrubber(config.scrub, self.metrics, clock)
+        self._store_thread = self._loop("lmcache-l2-store", self.stores.cycle)
+        self._prefetch_thread = self._loop("lmcache-l2-prefetch", self.prefetches.cycle)
+        self._eviction_thread = self._loop("lmcache-l2-eviction", self._evict_cycle)
+        self._scrub_thread = PeriodicThread(
+            "lmcache-l2-scrub", ThreadLevel.LOW, _CONTROLLER_INTERVAL_S, lambda: self._scrubber.cycle(self.tiers())
+        )
+        for number, spec in enumerate(config.adapters, start=1):
+            try:
+                self._add(spec)
+            except ConfigError as error:
+                raise ConfigError(f"--l2-adapter #{number}: {error}") from error
+        register_gauges(metrics, self)
+
+    @staticmethod
+    def _loop(name: str, body: Callable[[], dict[str, object]]) -> PeriodicThread:
+        return PeriodicThread(name, ThreadLevel.HIGH, _CONTROLLER_INTERVAL_S, body)
+
+    # Life
+
+    def start(self, threads: PeriodicThreadRegistry) -> None:
+        """Start loops and open the adapters; waits a while for them, and goes on without those that take longer."""
+        for thread in (self._store_thread, self._prefetch_thread, self._eviction_thread, self._scrub_thread):
+            threads.start(thread)
+        tiers = self.tiers()
+        for tier in tiers:
+            tier.start()
+        deadline_s = self._clock() + _OPEN_PATIENCE_S
+        for tier in tiers:
+            tier.wait_until_open(max(0.0, deadline_s - self._clock()))
+
+    def close(self) -> bool:
+        """Hand over what waits for L2, within the time for it, and close the adapters; L1 must still be there.
+
+        False: a thread hangs in its backend and may still touch the pool. Idempotent.
+        """
+        deadline_s = self._clock() + self.config.drain_timeout_s
+        while self.stores.num_pending + self.stores.num_inflight and self._clock() < deadline_s:
+            self._store_thread.wake()
+            if not any(tier.is_usable for tier in self.tiers()):
+                break
+            time.sleep(0.005)
+        for tier in self.tiers():
+            self.stores.remove_tier(tier.index)
+            self.prefetches.remove_tier(tier.index)
+            tier.close(max(1.0, deadline_s - self._clock()))
+        return not any(tier.has_stuck_threads for tier in self.tiers())
+
+    # Adapters
+
+    def tiers(self) -> list[Tier]:
+        with self._mutex:
+            return list(self._tiers)
+
+    @property
+    def has_adapters(self) -> bool:
+        return bool(self._tiers)
+
+    def add_adapter(self, spec: L2AdapterSpec) -> int:
+        """Put another adapter to use while everything runs; its index. Raises ConfigError."""
+        tier = self._add(spec)
+        tier.start()
+        return tier.index
+
+    def _add(self, spec: L2AdapterSpec) -> Tier:
+        context = AdapterContext(
+            spec.type, spec.eviction, spec.persist_enabled, boot_id=self._boot_id, clock=self._clock
+        )
+        adapter = make_adapter(spec, context)
+        adapter.add_listener(self._events)
+        with self._mutex:
+            index, self._next_index = self._next_index, self._next_index + 1
+            tier = Tier(index, adapter, self.metrics, self.config.tier, self._clock)
+            self._evictions[index] = spec.eviction
+            self._tiers.append(tier)
+        self._evictor.warn_about(tier)
+        self.stores.add_tier(tier)
+        self.prefetches.add_tier(tier)
+        return tier
+
+    def remove_adapter(self, index: int, drain_timeout_s: float = 30.0) -> None:
+        """Route nothing there any more, finish what is under way, close it. Raises AdapterNotFoundError."""
+        tier = next((tier for tier in self.tiers() if tier.index == index), None)
+        if tier is None:
+            raise AdapterNotFoundError(f"no L2 adapter has index {index}")
+        self.stores.remove_tier(index)
+        tier.drain()
+        tier.close(drain_timeout_s)
+        self.prefetches.remove_tier(index)
+        with self._mutex:
+            self._tiers.remove(tier)
+            del self._evictions[index]
+
+    def find_l2_adapter(self, selector: str | None) -> Tier:
+        """The first adapter of that class name or configured type; without a selector, the first of all.
+        Raises AdapterNotFoundError."""
+        for tier in self.tiers():
+            if selector is None or selector in (tier.adapter.class_name, tier.name):
+                return tier
+        raise AdapterNotFoundError(f"no L2 adapter with type_name={selector!r}")
+
+    # Operators
+
+    def delete_l2_keys(self, tier: Tier, keys: Sequence[ObjectKey]) -> Deleted:
+        """Raises BackendError."""
+        return tier.call(lambda adapter: adapter.delete(keys))
+
+    def list_l2_keys(self, tier: Tier, model_name: str | None, page_size: int, page_token: str | None) -> KeyPage:
+        """Raises PageTokenError, ListingUnsupportedError, BackendError."""
+        return tier.call(lambda adapter: adapter.list_l2_keys(model_name, page_size, page_token))
+
+    def reconfigurable_backends(self) -> list[str]:
+        return sorted({tier.name for tier in self.tiers() if tier.adapter.is_reconfigurable})
+
+    def reconfigure_status(self, backend: str) -> list[dict[str, object]]:
+        """One entry per adapter of that configured type, in order."""
+        return [
+            {
+                "adapter_index": number,
+                "l2_adapter_index": tier.index,
+                "backend": tier.name,
+                "supported_operations": list(tier.adapter.supported_operations),
+                "status": tier.adapter.report_reconfigurable(),
+            }
+            for number, tier in enumerate(self._reconfigurable(backend))
+        ]
+
+    def reconfigure_l2_adapter(
+        self, backend: str, operation: str, adapter_index: int, payload: dict[str, object]
+    ) -> dict[str, object]:
+        """`adapter_index` counts the adapters of that backend. Raises AdapterNotFoundError, ReconfigureError,
+        BackendError."""
+        tiers = self._reconfigurable(backend)
+        if not 0 <= adapter_index < len(tiers):
+            raise AdapterNotFoundError(f"{backend} adapter not found")
+        tier = tiers[adapter_index]
+        with tier.reconfiguring:
+            result = tier.call(lambda adapter: adapter.reconfigure(operation, payload))
+        return {**result, "adapter_index": adapter_index}
+
+    def _reconfigurable(self, backend: str) -> list[Tier]:
+        return [tier for tier in self.tiers() if tier.name == backend and tier.adapter.is_reconfigurable]
+
+    def evicts_by_quota(self, tier: Tier) -> bool:
+        config = self._evictions.get(tier.index)
+        return config is not None and config.eviction_policy == PER_TENANT_POLICY
+
+    def usage_by_tier(self) -> list[tuple[Tier, Usage]]:
+        return [(tier, tier.adapter.usage()) for tier in self.tiers()]
+
+    # Loops
+
+    def _evict_cycle(self) -> dict[str, object]:
+        return self._evictor.cycle(self.tiers())
+
+    # Telling
+
+    def report_status(self) -> dict[str, object]:
+        """The controllers' and adapters' part of `storage_manager` in /status."""
+        tiers = self.tiers()
+        reports = [tier.report() for tier in tiers]
+        counts = {
+            "num_l2_adapters": len(tiers),
+            "num_active_adapters": sum(tier.state is TierState.ACTIVE for tier in tiers),
+            "num_draining_adapters": sum(tier.state is TierState.DRAINING for tier in tiers),
+        }
+        return {
+            "is_healthy": all(bool(report["is_healthy"]) for report in reports) and self._loops_are_healthy(),
+            "store_controller": {
+                **_thread_report(self._store_thread),
+                "policy": self.config.store_policy,
+                "pending_keys_count": self.stores.num_pending,
+                "in_flight_task_count": self.stores.num_inflight,
+                **counts,
+            },
+            "prefetch_controller": {**_thread_report(self._prefetch_thread), **self.prefetches.report(), **counts},
+            "l2_eviction_controller": {
+                **_thread_report(self._eviction_thread),
+                "adapters": self._evictor.report(tiers),
+            },
+            "l2_scrubber": {**_thread_report(self._scrub_thread), **self._scrubber.report()},
+            "l2_adapters": reports,
+            "num_l2_adapters": len(tiers),
+        }
+
+    def _loops_are_healthy(self) -> bool:
+        loops = (self._store_thread, self._prefetch_thread, self._eviction_thread)
+        return all(bool(_thread_report(thread)["is_healthy"]) for thread in loops)
+
+
+def _thread_report(thread: PeriodicThread) -> dict[str, object]:
+    return {"is_healthy": thread.is_active, "thread_alive": thread.is_running}

@@ -1,0 +1,215 @@
+"""Writes what workers commit to the adapters that the policy names. One loop; the copying is done by the tiers.
+
+No lock is taken in L1: the bytes are read where they lie, and the slot word is compared after
+they were read. An object that was evicted meanwhile did not reach that adapter; a fresh one is
+the last to be evicted. Queues are bounded: a slow adapter loses its oldest entries, nobody waits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lmcache.l1.values import Place
+from lmcache.l2.base import Source, StoreStatus
+from lmcache.storage.breaker import BreakerState
+from lmcache.storage.metrics import StorageMetrics
+from lmcache.storage.pool_access import OpenPool
+from lmcache.storage.store_policies import StorePolicy
+from lmcache.storage.tier import Tier, TierState
+
+logger = logging.getLogger(__name__)
+
+_QUEUED_MAX = 65536
+_ATTEMPTS_MAX = 3
+_RETRY_S = 1.0
+_INFLIGHT_SHARE = 8  # of the pool: as much may be on its way to one adapter
+
+
+@dataclass(slots=True)
+class _Object:
+    """One object on its way to one or more adapters; `num_left` of them have not answered."""
+
+    pool: OpenPool
+    place: Place
+    layout: str
+    num_left: int
+    is_everywhere: bool = True
+
+
+@dataclass(slots=True)
+class _Entry:
+    object: _Object
+    num_attempts: int = 0
+    not_before_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits for one adapter, and the bytes on their way to it."""
+
+    tier: Tier
+    entries: deque[_Entry] = field(default_factory=deque)
+    retries: deque[_Entry] = field(default_factory=deque)
+    inflight_bytes: int = 0
+    num_inflight: int = 0
+
+
+class StoreController:
+    """`submit` from any thread; `cycle` from one. `wake` asks for a cycle soon."""
+
+    def __init__(
+        self, policy: StorePolicy, metrics: StorageMetrics, clock: Callable[[], float], wake: Callable[[], None]
+    ) -> None:
+        self._policy = policy
+        self._metrics = metrics
+        self._clock = clock
+        self._wake = wake
+        self._mutex = threading.Lock()
+        self._queues: dict[int, _Queue] = {}
+
+    def add_tier(self, tier: Tier) -> None:
+        with self._mutex:
+            self._queues[tier.index] = _Queue(tier)
+
+    def remove_tier(self, index: int) -> None:
+        """Nothing more goes there; what waited for it is dropped."""
+        with self._mutex:
+            queue = self._queues.pop(index, None)
+        if queue is not None:
+            self._drop([*queue.entries, *queue.retries], queue.tier, "removed")
+
+    @property
+    def has_tiers(self) -> bool:
+        return bool(self._queues)
+
+    def submit(self, pool: OpenPool, places: Sequence[Place], layout: str, cache_salt: str) -> None:
+        """Objects just committed by a worker, under their READY slot words. Quick."""
+        dropped: list[tuple[_Entry, Tier]] = []
+        with self._mutex:
+            chosen = self._policy.choose(list(self._queues))
+            if not chosen or not places:
+                return
+            for place in places:
+                waiting = _Object(pool, place, layout, len(chosen))
+                for index in chosen:
+                    queue = self._queues[index]
+                    queue.entries.append(_Entry(waiting))
+                    if len(queue.entries) > _QUEUED_MAX:
+                        dropped.append((queue.entries.popleft(), queue.tier))
+        for entry, tier in dropped:
+            self._drop([entry], tier, "queue_full")
+        self._metrics.store_submitted.add(1)
+        self._metrics.store_submitted_objects.add(len(places), cache_salt)
+        self._wake()
+
+    def cycle(self) -> dict[str, object]:
+        """Hand over as much as each adapter takes."""
+        with self._mutex:
+            queues = list(self._queues.values())
+        num_handed_over = sum(self._pump(queue) for queue in queues)
+        return {"handed_over": num_handed_over, "pending": self.num_pending}
+
+    def _pump(self, queue: _Queue) -> int:
+        if queue.tier.state is TierState.FAILED:
+            with self._mutex:
+                lost = [*queue.entries, *queue.retries]
+                queue.entries.clear()
+                queue.retries.clear()
+            self._drop(lost, queue.tier, "failed")
+        num_handed_over = 0
+        while queue.tier.is_usable and queue.tier.has_room_for_stores:
+            entry = self._next(queue)
+            if entry is None or not self._hand_over(queue, entry):
+                break
+            num_handed_over += 1
+            if queue.tier.breaker.state is not BreakerState.CLOSED:
+                break  # one is enough to find out
+        return num_handed_over
+
+    def _next(self, queue: _Queue) -> _Entry | None:
+        with self._mutex:
+            if queue.retries and queue.retries[0].not_before_s <= self._clock():
+                return queue.retries.popleft()
+            if not queue.entries:
+                return None
+            waiting = queue.entries[0].object
+            cap = waiting.pool.pool_bytes // _INFLIGHT_SHARE
+            if queue.num_inflight and queue.inflight_bytes + waiting.place.length > cap:
+                return None
+            return queue.entries.popleft()
+
+    def _hand_over(self, queue: _Queue, entry: _Entry) -> bool:
+        """False: the adapter takes no more for now; the entry waits on."""
+        waiting = entry.object
+        held = waiting.pool.l1.describe(waiting.place)
+        if held is None:
+            self._metrics.l1_read_failure.add(1, "l2_store", "not_found", "")
+            self._ended(waiting, is_there=False)
+            return True
+        source = Source(
+            waiting.pool.view(held.offset, held.length),
+            waiting.layout,
+            functools.partial(waiting.pool.l1.holds, waiting.place),
+        )
+        entry.num_attempts += 1
+        with self._mutex:
+            queue.num_inflight += 1
+            queue.inflight_bytes += held.length
+        on_done = functools.partial(self._on_done, queue, entry, held.length, held.key.cache_salt)
+        if queue.tier.submit_store(held.key, source, on_done):
+            return True
+        with self._mutex:
+            queue.num_inflight -= 1
+            queue.inflight_bytes -= held.length
+            queue.entries.appendleft(entry)
+        entry.num_attempts -= 1
+        return False
+
+    def _on_done(
+        self, queue: _Queue, entry: _Entry, num_bytes: int, cache_salt: str, status: StoreStatus | None
+    ) -> None:
+        """In a thread of the tier."""
+        with self._mutex:
+            queue.num_inflight -= 1
+            queue.inflight_bytes -= num_bytes
+            is_retried = status is None and entry.num_attempts < _ATTEMPTS_MAX and queue.tier.index in self._queues
+            if is_retried:
+                entry.not_before_s = self._clock() + _RETRY_S * entry.num_attempts
+                queue.retries.append(entry)
+        if is_retried:
+            return
+        if status is StoreStatus.STORED:
+            self._metrics.store_completed_objects.add(1, cache_salt)
+        elif status is not StoreStatus.EXISTS:
+            self._metrics.store_dropped.add(1, queue.tier.name, str(status or "failed"))
+        self._ended(entry.object, status in (StoreStatus.STORED, StoreStatus.EXISTS))
+        self._wake()
+
+    def _ended(self, ended: _Object, is_there: bool) -> None:
+        with self._mutex:
+            ended.num_left -= 1
+            ended.is_everywhere = ended.is_everywhere and is_there
+            is_last = not ended.num_left
+        if is_last and ended.is_everywhere and not self._policy.keeps_l1:
+            ended.pool.l1.remove([ended.place])
+
+    def _drop(self, entries: Sequence[_Entry], tier: Tier, reason: str) -> None:
+        for entry in entries:
+            self._metrics.store_dropped.add(1, tier.name, reason)
+            self._ended(entry.object, is_there=False)
+
+    @property
+    def num_pending(self) -> int:
+        """Objects that wait for an adapter, counted once per adapter."""
+        with self._mutex:
+            return sum(len(queue.entries) + len(queue.retries) for queue in self._queues.values())
+
+    @property
+    def num_inflight(self) -> int:
+        with self._mutex:
+            return sum(queue.num_inflight for queue in self._queues.values())
