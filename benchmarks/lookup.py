@@ -32,13 +32,13 @@ def main(sizes: Sequence[int] = SIZES, rounds: int = ROUNDS) -> list[Row]:
 def _rows(engine: SyntheticEngine, num_tokens: int, rounds: int, is_first: bool) -> list[Row]:
     tokens = [random.randrange(1 << 17) for _ in range(num_tokens)]
     algorithm = make_algorithm("blake3")
-    _store(engine, chunk_digests(algorithm, engine.root, tokens, CHUNK_TOKENS))
+    store_chunks(engine, chunk_digests(algorithm, engine.root, tokens, CHUNK_TOKENS))
     passes, lookups = [], []
     for number in range(rounds):
         begun = time.perf_counter()
         chunk_digests(algorithm, engine.root, tokens, CHUNK_TOKENS)
         passes.append(time.perf_counter() - begun)
-        lookups.append(_lookup(engine, tokens, f"lookup-{num_tokens}-{number}"))
+        lookups.append(timed_lookup(engine, tokens, f"lookup-{num_tokens}-{number}"))
     hash_ms, lookup_ms = median(passes) * 1000, median(lookups) * 1000
     name = f"{num_tokens // 1024}K tokens"
     if is_first:
@@ -47,7 +47,7 @@ def _rows(engine: SyntheticEngine, num_tokens: int, rounds: int, is_first: bool)
     return [Row(name, f"{lookup_ms:.2f} ms = {ratio:.2f} hash passes", "<= 3 hash passes", ratio <= 3)]
 
 
-def _lookup(engine: SyntheticEngine, tokens: list[int], request_id: str) -> float:
+def timed_lookup(engine: SyntheticEngine, tokens: list[int], request_id: str) -> float:
     begun = time.perf_counter()
     chain = PrefixChain(make_algorithm("blake3"), engine.root, CHUNK_TOKENS)
     chain.extend(tokens)
@@ -61,7 +61,7 @@ def _lookup(engine: SyntheticEngine, tokens: list[int], request_id: str) -> floa
     return took
 
 
-def _store(engine: SyntheticEngine, digests: list[bytes]) -> None:
+def store_chunks(engine: SyntheticEngine, digests: list[bytes]) -> None:
     blocks = tuple(range(CHUNK_TOKENS // 16))
     engine.worker.submit_store(StoreJob(1, engine.root, "", tuple(digests), (blocks,) * len(digests)))
     while not engine.worker.take_finished()[0]:

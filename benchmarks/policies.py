@@ -46,13 +46,14 @@ class Replay:
         self.num_hit += len(hits)
         for slot in hits:
             policy.hold(slot)
-        self._touch(hits)
-        for slot in reversed(hits):
+        policy.touch(self._in_order(hits))
+        for slot in self._in_order(hits):
             policy.release(slot)
         self._store(request[len(hits) :], tenant)
 
-    def _touch(self, hits: list[int]) -> None:
-        self._policy.touch(reversed(hits))
+    def _in_order(self, slots: list[int]) -> Iterable[int]:
+        """From tail to head, so that a prompt loses its leaves first."""
+        return reversed(slots)
 
     def _store(self, blocks: Request, tenant: str) -> None:
         stored: list[int] = []
@@ -62,7 +63,7 @@ class Replay:
                 self._slot_of[block] = slot
                 self._block_in[slot] = block
                 stored.append(slot)
-        for slot in reversed(stored):
+        for slot in self._in_order(stored):
             self._policy.add(slot, self._block_in[slot], tenant)
 
     def _evict(self) -> bool:

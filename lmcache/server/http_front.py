@@ -41,7 +41,9 @@ class HTTPFront:
 def prepare_http(config: HTTPConfig, endpoints_package: str) -> HTTPFront:
     """Reads every file that the settings name. Raises ConfigError, EndpointError."""
     if config.http_ssl_certfile is not None:
-        check_certificate(config.http_ssl_certfile, config.http_ssl_keyfile)
+        check_certificate(
+            config.http_ssl_certfile, config.http_ssl_keyfile, "--http-ssl-certfile", "--http-ssl-keyfile"
+        )
     tokens = () if config.http_auth_token_file is None else read_tokens(config.http_auth_token_file, _TOKENS_FLAG)
     endpoints = HTTPAPIRegistry(endpoints_package)
     for folder in config.http_extra_apis:

@@ -7,23 +7,23 @@ import ssl
 from lmcache.errors import ConfigError
 
 
-def check_certificate(certfile: str, keyfile: str | None) -> None:
-    """Raises ConfigError where the HTTP server could not use them. Without `keyfile` the key is in `certfile`."""
+def check_certificate(certfile: str, keyfile: str | None, cert_setting: str, key_setting: str) -> None:
+    """Raises ConfigError, naming the settings, where the HTTP server could not use them. Without `keyfile` the
+    key is in `certfile`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     key = keyfile or certfile
-    for flag, path in (("--http-ssl-certfile", certfile), ("--http-ssl-keyfile", key)):
+    for setting, path in ((cert_setting, certfile), (key_setting, key)):
         try:
             with open(path, "rb"):
                 pass
         except OSError as error:
-            raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{setting} {path} cannot be read: {error.strerror}") from error
     try:
         context.load_cert_chain(certfile, key, _refuse_password)
     except (ssl.SSLError, _EncryptedKeyError) as error:
         reason = "the key is encrypted" if isinstance(error, _EncryptedKeyError) else error.reason or str(error)
         raise ConfigError(
-            f"--http-ssl-certfile {certfile} and --http-ssl-keyfile {key} must be a PEM chain and its unencrypted "
-            f"key: {reason}"
+            f"{cert_setting} {certfile} and {key_setting} {key} must be a PEM chain and its unencrypted key: {reason}"
         ) from error
 
 

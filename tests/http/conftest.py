@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from lmcache.l2.registry import adapter_modules
 from lmcache.testing.nursery import Nursery
 from tests.http.engines import EngineSite, engine_site
+from tests.http.storage_site import plugin_modules
 from tests.server.running import RunningServer
 
 
@@ -41,6 +43,13 @@ def nursery() -> Iterator[Nursery]:
     found = Nursery()
     yield found
     found.close()
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L2 adapters that only tests have."""
+    for name, module in plugin_modules().items():
+        monkeypatch.setitem(adapter_modules(), name, module)
 
 
 @pytest.fixture(scope="module")

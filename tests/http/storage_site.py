@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
-import pytest
 
 from lmcache.core.keys import ObjectKey
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
@@ -20,7 +19,7 @@ from lmcache.engine.pool import PoolConfig
 from lmcache.l2.base import AdapterContext, Deleted, KeyPage, L2Adapter, Loaded, Source, StoreStatus, Usage
 from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.l2.memory.config import MemoryConfig
-from lmcache.l2.registry import adapter_modules, parse_adapters
+from lmcache.l2.registry import parse_adapters
 from lmcache.memory.pool_files import Geometry
 from lmcache.server.http_app import make_app
 from lmcache.server.registry import HTTPAPIRegistry
@@ -160,7 +159,7 @@ class FaultyL2Adapter(MockL2Adapter):
         self.gate = threading.Event()
         self.gate.set()
         self.num_inside = self.most_inside = 0
-        self._counting = threading.Lock()
+        self.counting = threading.Lock()
 
     def open(self) -> None:
         self.gate.wait(30)
@@ -182,21 +181,19 @@ class FaultyL2Adapter(MockL2Adapter):
         self._meet()
         if operation != "count":
             return super().reconfigure(operation, payload)
-        with self._counting:
+        with self.counting:
             self.num_inside += 1
             self.most_inside = max(self.most_inside, self.num_inside)
         threading.Event().wait(0.02)
-        with self._counting:
+        with self.counting:
             self.num_inside -= 1
         return {"payload": dict(payload), "most_inside": self.most_inside, "adapter_index": 99}
 
 
-@pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The types `silent`, `faulty` and, for its rules of bodies, a `dax`."""
-    for name, made in (("silent", SilentL2Adapter), ("faulty", FaultyL2Adapter), ("dax", FaultyL2Adapter)):
-        module = SimpleNamespace(TYPE_NAMES=(name,), Config=MemoryConfig, make=made)
-        monkeypatch.setitem(adapter_modules(), name, module)
+def plugin_modules() -> dict[str, Any]:
+    """By type; `dax` is there for the rules of its bodies."""
+    classes = {"silent": SilentL2Adapter, "faulty": FaultyL2Adapter, "dax": FaultyL2Adapter}
+    return {name: SimpleNamespace(TYPE_NAMES=(name,), Config=MemoryConfig, make=made) for name, made in classes.items()}
 
 
 MOCK = '{"type": "mock", "max_size_gb": 1}'

@@ -123,6 +123,13 @@ def test_each_role_may_what_those_below_it_may(method: str, path: str, role: Rol
             assert f"needs a token of role {role.word}; this one has role {token.role.word}" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/%65nv", "/env?x=/healthcheck", "/env/", "/x//env", "/./env", "/healthcheck/../env"])
+def test_other_spellings_of_a_path_open_nothing(path: str) -> None:
+    answer = ask(CLOSED, "GET", path, headers=bearer(_OPERATE))
+    assert answer.status_code in (307, 403, 404)
+    assert ask(CLOSED, "GET", path).status_code == 401
+
+
 def test_scheme_is_read_in_any_case() -> None:
     assert ask(CLOSED, "GET", "/status", headers={"authorization": f"bEARER {_READ}"}).status_code == 200
 
@@ -244,6 +251,13 @@ def test_changes_are_audited_with_who_what_and_result(caplog: pytest.LogCaptureF
     ]
     assert all(line.endswith(" ms") for line in lines)
     assert not any(secret in line for line in lines for secret in ("a secret body", _READ, _OPERATE, _ADMIN))
+
+
+def test_audit_cannot_be_silenced_by_the_level_of_its_logger(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.CRITICAL, "lmcache.audit"), caplog.at_level(logging.CRITICAL, "lmcache"):
+        caplog.handler.setLevel(logging.INFO)
+        ask(OPEN, "GET", "/loglevel?logger_name=lmcache.audit&level=CRITICAL")
+    assert "GET /loglevel?logger_name=lmcache.audit&level=CRITICAL -> 200" in audited(caplog)[0]
 
 
 def test_audit_line_stays_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,8 @@
-"""The endpoints over L2 on the real application, a real engine and real adapters: bare, wrapped, and somebody else's."""
+"""The endpoints over L2 on the real application and engine: adapters bare, wrapped, and somebody else's."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import pathlib
@@ -27,7 +28,6 @@ from tests.http.storage_site import (
     storage_site,
 )
 
-pytest_plugins = ()
 _NEEDS_WRAPPER = pytest.mark.skipif(
     importlib.util.find_spec("lmcache.l2.serde_wrapper") is None, reason="there are no serdes"
 )
@@ -400,19 +400,15 @@ def test_an_open_breaker(faulty: tuple[StorageSite, FaultyL2Adapter]) -> None:
 
 def test_nothing_waits_for_a_slow_backend(faulty: tuple[StorageSite, FaultyL2Adapter]) -> None:
     site, adapter = faulty
-    import asyncio
-
-    adapter._bandwidth = None
 
     async def conversation(http: httpx.AsyncClient) -> list[int]:
-        release = asyncio.get_running_loop().run_in_executor(None, adapter._counting.acquire)
-        await release
+        await asyncio.to_thread(adapter.counting.acquire)
         stuck = asyncio.create_task(http.post("/reconfigure/faulty/count", json={}))
         try:
             codes = [(await http.get(path)).status_code for path in ("/healthcheck", "/l2/keys", "/l2/adapters")]
             assert not stuck.done()
         finally:
-            adapter._counting.release()
+            adapter.counting.release()
         return [*codes, (await stuck).status_code]
 
     assert site.talk(conversation) == [200] * 4

@@ -18,7 +18,7 @@ from tests.l1.conftest import UNIT_BYTES, OpenPool, Writer
 
 RANK = (0x01000100, 0)
 # Enough for evictions to be the rule.
-TRACE = REQUESTS[:400]
+TRACE = REQUESTS[:500]
 NUM_SLOTS = int(num_unique(TRACE) * 0.1)
 
 

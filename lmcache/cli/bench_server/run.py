@@ -39,7 +39,7 @@ _Result = TypeVar("_Result", StoreResult, LoadResult)
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """`num_warm_up`: requests before the measured ones; they are checked as well."""
+    """`num_requests`: at least 1. `num_warm_up`: requests before the measured ones; they are checked as well."""
 
     num_requests: int
     num_warm_up: int
@@ -77,13 +77,11 @@ class BenchRun:
         """Raises ServerUnavailableError if the server is lost."""
         for pages in self._engine.pages[:, : self._half]:
             pages[...] = np.frombuffer(self._random.bytes(pages.nbytes), np.uint8).reshape(pages.shape)
-        request = None
         for number in range(self._plan.num_warm_up + self._plan.num_requests):
             move_s = self._move()
             request = self._make_request(number)
             self._serve(request, move_s if number >= self._plan.num_warm_up else None)
-        for number in range(self._plan.num_lookups if request is not None else 0):
-            assert request is not None
+        for number in range(self._plan.num_lookups):
             asked = dataclasses.replace(request, name=f"lookup-{number}")
             promise, took_s = self._look_up(asked)
             self._end(asked, promise)

@@ -38,7 +38,8 @@ _CHANGING_PARAMETER = {"/loglevel": "level"}
 
 
 def demand_of(method: str, path: str, query: str) -> Demand:
-    is_change = method not in _READING_METHODS or _CHANGING_PARAMETER.get(path) in parse_qs(query, True)
+    parameter = _CHANGING_PARAMETER.get(path)
+    is_change = method not in _READING_METHODS or (parameter is not None and parameter in parse_qs(query, True))
     if path in _OPEN_PATHS and not is_change:
         return Demand(None, False)
     role = Role.OPERATE if is_change else Role.READ
