@@ -77,9 +77,9 @@ class Replay:
 
 
 def read_trace(path: pathlib.Path) -> list[Request]:
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
-        return [json.loads(line)["hash_ids"] for line in lines]
+    content = path.read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    return [json.loads(line)["hash_ids"] for line in lines]
 
 
 def num_unique(requests: Iterable[Request]) -> int:

@@ -18,8 +18,11 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = sorted(name for name in PROJECT["optional-dependencies"] if name != "dev")
 DEV_TOOLS = PROJECT["optional-dependencies"]["dev"]
-TEST_TOOLS = [line for line in DEV_TOOLS if line.startswith(("pytest", "hypothesis", "httpx"))]
+# What looks at the sources only; the rest of the tools is for the tests.
+SOURCE_TOOLS = ("build", "import-linter", "mypy", "ruff", "setuptools")
+TEST_TOOLS = [line for line in DEV_TOOLS if not line.startswith(SOURCE_TOOLS)]
 # What an installed package says of itself, asked from inside its environment.
 ASK_VERSION = "from lmcache.utils import *; print(get_version(), VERSION, COMMIT_ID)"
 
@@ -65,13 +68,14 @@ def check_installed(python: pathlib.Path, commit: str, folder: pathlib.Path) -> 
 def run_suite(python: pathlib.Path, folder: pathlib.Path, arguments: list[str]) -> None:
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)  # pytest's settings
-    left_out = [f"--ignore={path.relative_to(folder)}" for path in folder.rglob("test_*.py") if needs_engine(path)]
+    left_out = [f"--ignore={path.relative_to(folder)}" for path in folder.rglob("test_*.py") if needs_more(path)]
     command = [str(python), "-m", "pytest", "-q", "--ignore-glob=*/vllm_*", "--ignore=tests/packaging", *left_out]
     subprocess.run([*command, *arguments, "tests"], cwd=folder, check=True)
 
 
-def needs_engine(test: pathlib.Path) -> bool:
-    return re.search(r"^(import|from) (torch|vllm)\b", test.read_text(), re.MULTILINE) is not None
+def needs_more(test: pathlib.Path) -> bool:
+    """Than the package: an engine, or what is in the checkout alone."""
+    return re.search(r"^(import|from) (torch|vllm|benchmarks)\b", test.read_text(), re.MULTILINE) is not None
 
 
 def main(arguments: list[str]) -> None:
@@ -86,7 +90,8 @@ def main(arguments: list[str]) -> None:
         check_wheel(build(source, folder / "wheel-of-sdist", "wheel"), commit)
         run(sys.executable, "-m", "venv", folder / "env")
         python = folder / "env" / "bin" / "python"
-        run(python, "-m", "pip", "install", "--quiet", wheel, *TEST_TOOLS)
+        wanted = f"{wheel}[{','.join(EXTRAS)}]" if EXTRAS else str(wheel)
+        run(python, "-m", "pip", "install", "--quiet", wanted, *TEST_TOOLS)
         elsewhere = folder / "elsewhere"
         elsewhere.mkdir()
         check_installed(python, commit, elsewhere)

@@ -34,6 +34,7 @@ from lmcache.l1.manager import L1Manager
 from lmcache.quota.manager import QuotaManager
 from lmcache.quota.wipes import WipeLog
 from lmcache.storage.manager import StorageConfig, StorageManager
+from lmcache.storage.metrics import StorageMetrics
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
@@ -90,7 +91,8 @@ class MPCacheServer:
         self.pool_lost_error = ""
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
         self.sessions = SessionTable(clock, config.session_ttl_s, config.read_ttl_s)
-        self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, metrics, self._find_excess, clock)
+        l2_metrics = StorageMetrics(metrics, self.metrics.l1_read_failure, self.metrics.l1_allocation_failure)
+        self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, l2_metrics, self._find_excess, clock)
         self.prefetches = PrefetchModule(
             self.storage, self.registry, make_algorithm(config.hash_algorithm), config.chunk_size, clock
         )

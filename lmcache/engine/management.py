@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from lmcache.core.keys import check_cache_salt
 from lmcache.core.layout import KVLayout
 from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.pool import SERVER_UID, Pool
@@ -32,6 +33,7 @@ from lmcache.protocol.messages import (
     Registered,
     RegisterScheduler,
     RegisterWorker,
+    Transferred,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ _EVENTS_MAX = 65536
 _REMOVED_DIGESTS_PER_PONG = 4096
 _DELETE_BATCH = 2000
 _BLOCK_BYTES_MAX = 1 << 40
+_DEVICE = "cpu"  # where the engines that can register keep their KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,21 @@ class ManagementModule:
             if is_followed:
                 self._event_number += 1
                 self._events.append((self._event_number, removed.root, removed.digest))
+
+    def count_transfer(self, client: Client, done: Transferred) -> None:
+        """What a worker copied. Refused from anybody else, and where the numbers make no sense."""
+        if client.kind is not ClientKind.WORKER or not (done.duration_s >= 0 and done.num_bytes >= 0 <= done.num_chunks):
+            raise RequestRefusedError(ErrorCode.INVALID, "only a worker transfers, and no negative amounts")
+        salt, metrics = check_cache_salt(done.cache_salt), self._metrics
+        if not done.is_ok:
+            metrics.l1_read_failure.add(done.num_chunks, "l1_retrieve", "not_found", client.model_name)
+            return
+        if done.is_load:
+            metrics.chunks_loaded.add(done.num_chunks, str(client.instance_id), client.model_name, salt)
+        histogram = metrics.l0_l1_load_throughput if done.is_load else metrics.l0_l1_store_throughput
+        if done.duration_s > 0:
+            speed = done.num_bytes / done.duration_s / 1e9
+            histogram.observe(speed, client.engine_id, _DEVICE, client.model_name)
 
     # Reset and clear
 

@@ -36,6 +36,21 @@ class EngineMetrics:
         )
         self.store_requests = counter(_PREFIX + "num_submitted_stores_requests", "Batches reserved by workers")
         self.store_finished = counter(_PREFIX + "num_finished_stores_requests", "Batches committed by workers")
+        self.l1_read_failure = counter(
+            _PREFIX + "l1_read_failure_chunks", "Objects that were gone when they were to be read",
+            "during", "reason", "model_name",
+        )  # fmt: skip
+        self.chunks_loaded = counter(
+            _PREFIX + "num_chunks_loaded", "Chunks that workers loaded", "worker_id", "model_name", "cache_salt"
+        )
+        self.l0_l1_load_throughput = registry.histogram(
+            _PREFIX + "l0_l1_load_throughput_GB_per_second", "Of the loads of one request, by a worker",
+            "engine_id", "device", "model_name",
+        )  # fmt: skip
+        self.l0_l1_store_throughput = registry.histogram(
+            _PREFIX + "l0_l1_store_throughput_GB_per_second", "Of the stores of one request, by a worker",
+            "engine_id", "device", "model_name",
+        )  # fmt: skip
         self.refused_commits = counter(
             _PREFIX + "refused_commits_chunks", "Objects whose commit came too late: their slot was given up"
         )

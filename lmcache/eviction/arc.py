@@ -64,6 +64,12 @@ class Policy:
             elif state == _HELD_RECENT:
                 self._set_state(slot, _HELD_FREQUENT)
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            state = self._state(slot)
+            if state in (_RECENT, _FREQUENT):
+                self._list_of(state).move_to_end(slot)
+
     def hold(self, slot: int) -> None:
         state = self._state(slot)
         if state in (_RECENT, _FREQUENT):

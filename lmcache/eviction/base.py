@@ -25,6 +25,10 @@ class EvictionPolicy(Protocol):
         """These slots were used, the last of them most recently. Unknown ones are ignored; for a
         held one the use is noted, and counts when it is released."""
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        """The same for a use that was counted already, or will be: these slots are recent again, but
+        not used once more. One request asks twice and ends once; it is one use."""
+
     def hold(self, slot: int) -> None:
         """The slot is in use and no victim until it is released; unknown or held ones are ignored."""
 

@@ -59,6 +59,9 @@ class Policy:
                 self._order.move_to_end(slot)
                 self._owner(slot).order.move_to_end(slot)
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        self.touch(slots)
+
     def hold(self, slot: int) -> None:
         if self._state(slot) == _LISTED:
             self._order.unlink(slot)

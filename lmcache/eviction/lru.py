@@ -37,6 +37,9 @@ class Policy:
             if 0 <= slot < num_known and states[slot] == _LISTED:
                 move_to_end(slot)
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        self.touch(slots)
+
     def hold(self, slot: int) -> None:
         if self._state(slot) == _LISTED:
             self._order.unlink(slot)

@@ -28,6 +28,9 @@ class Policy:
     def touch(self, slots: Iterable[int]) -> None:
         """No order, so nothing to note."""
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        """No order, so nothing to note."""
+
     def hold(self, slot: int) -> None:
         """No slot ever goes."""
 

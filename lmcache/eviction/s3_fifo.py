@@ -64,6 +64,9 @@ class Policy:
             if self._state(slot) != _UNKNOWN and uses[slot] < _NUM_USES_MAX:
                 uses[slot] += 1
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        """A queue knows no recency."""
+
     def hold(self, slot: int) -> None:
         if self._state(slot) != _UNKNOWN:
             self._is_held[slot] = True

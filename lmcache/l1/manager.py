@@ -124,22 +124,24 @@ class L1Manager:
         """Slots of the longest prefix that all ranks hold, chunk-major, and their places.
 
         With a budget, takes one read lock on each, as far as it reaches (whole chunks);
-        without, only counts as a use.
+        without, only makes them recent: the use that counts is the one that locks.
         """
         with self._mutex:
             namespace = self._state.namespaces.get(key)
             slots = namespace.prefix_slots(rank_groups, digests) if namespace is not None else []
             if budget is not None:
                 slots = self._locks.lock(slots, len(rank_groups), budget)
-            self._state.touch(reversed(slots))
+                self._state.touch(reversed(slots))
+            else:
+                self._state.refresh(reversed(slots))
             return slots, self._state.slots.records.places(slots) if slots else b""
 
     def touch(self, key: NamespaceKey, rank_groups: list[RankGroup], digests: list[bytes]) -> None:
-        """Those of these chunks that are here were used, the first of them last of all."""
+        """Those of these chunks that are here were in use until now, the first of them last of all."""
         with self._mutex:
             namespace = self._state.namespaces.get(key)
             if namespace is not None:
-                self._state.touch(reversed(namespace.held_slots(rank_groups, digests)))
+                self._state.refresh(reversed(namespace.held_slots(rank_groups, digests)))
 
     def unlock(self, places: Sequence[Place]) -> None:
         """Give back one read lock on each, so that the tail is the first to be evicted."""

@@ -140,6 +140,12 @@ class L1State:
         self.policy.touch(used)
         self._note_use(used)
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        """The same for a use that is counted already, or will be."""
+        used = list(slots)
+        self.policy.refresh(used)
+        self._note_use(used)
+
     def _note_use(self, slots: list[int]) -> None:
         if slots:
             self.slots.records.set_recency(slots, self._tick)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, ListingUnsupportedError, ReconfigureError
@@ -132,9 +132,9 @@ class L2Adapter(abc.ABC):
     """One backend instance. Thread-safe. `num_threads`: how many threads may usefully work on it at once.
     `is_shared`: other servers write to and remove from the same backend."""
 
-    supports_listing: ClassVar[bool] = False
-    supports_deletes: ClassVar[bool] = False
-    supported_operations: ClassVar[tuple[str, ...]] = ()
+    supports_listing: bool = False
+    supports_deletes: bool = False
+    supported_operations: tuple[str, ...] = ()
     num_threads: int = 4
     is_shared: bool = False
 
@@ -184,6 +184,10 @@ class L2Adapter(abc.ABC):
     def delete(self, keys: Sequence[ObjectKey]) -> Deleted:
         """Nothing, where an adapter cannot."""
         return Deleted(num_absent=len(keys))
+
+    def discard(self, key: ObjectKey, reason: Exception) -> None:
+        """Remove an object that nobody can use, leased or not; quietly, if it is absent."""
+        self.delete([key])
 
     def evict(self, num_bytes: int, num_objects_max: int, tenant: str | None = None) -> tuple[int, int]:
         """Remove objects in the policy's order until that many bytes are free; objects and bytes removed."""

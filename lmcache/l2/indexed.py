@@ -32,8 +32,8 @@ class IndexedL2Adapter(L2Adapter):
     """`header_align`: what the length of an object's header is a multiple of. Where the backend is
     shared, a key that is not in the index is asked for."""
 
-    supports_listing: ClassVar[bool] = True
-    supports_deletes: ClassVar[bool] = True
+    supports_listing = True
+    supports_deletes = True
     header_align: ClassVar[int] = 8
 
     def __init__(self, context: AdapterContext, capacity_bytes: int) -> None:
@@ -151,7 +151,7 @@ class IndexedL2Adapter(L2Adapter):
             self._forget(key)
             raise
         except CorruptObjectError as error:
-            self._discard(key, error)
+            self.discard(key, error)
             raise
         for listener in self._listeners:
             listener.on_l2_keys_accessed([key])
@@ -168,7 +168,7 @@ class IndexedL2Adapter(L2Adapter):
         except ObjectMissingError:
             self._forget(key)
         except CorruptObjectError as error:
-            self._discard(key, error)
+            self.discard(key, error)
             return False
         return True
 
@@ -178,8 +178,7 @@ class IndexedL2Adapter(L2Adapter):
         if size >= 0:
             self._tell_deleted([key], [size])
 
-    def _discard(self, key: ObjectKey, reason: Exception) -> None:
-        """Remove an object that nobody can use, leased or not."""
+    def discard(self, key: ObjectKey, reason: Exception) -> None:
         logger.warning("%s: removed an object: %s", self.class_name, reason)
         hidden, _, _ = self.index.begin_removal([key], force=True)
         if hidden:

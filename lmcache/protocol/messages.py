@@ -202,6 +202,17 @@ class AbortBatch(_Message, frozen=True):
     batch_id: int
 
 
+class Transferred(_Message, frozen=True):
+    """A worker copied a request's chunks into the pool or out of it: for the server's counters."""
+
+    is_load: bool
+    num_chunks: int
+    num_bytes: int
+    duration_s: float
+    cache_salt: str = ""
+    is_ok: bool = True
+
+
 class ChecksumQuery(_Message, frozen=True):
     """Server to a worker's control connection: MD5 of engine blocks, as they are now.
 
@@ -238,6 +249,6 @@ class Failure(_Message, frozen=True):
 
 Request = (
     Hello | RegisterWorker | RegisterScheduler | Unregister | Ping | Lookup | Hint | Release | EndSession
-    | ResetEngine | Reserve | Commit | AbortBatch | ChecksumResult
+    | ResetEngine | Reserve | Commit | AbortBatch | Transferred | ChecksumResult
 )  # fmt: skip
 Reply = Welcome | Registered | Pong | Found | Reserved | Committed | Done | Failure | ChecksumQuery

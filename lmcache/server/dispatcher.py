@@ -51,6 +51,7 @@ class Dispatcher:
             m.Reserve: self._reserve,
             m.Commit: self._commit,
             m.AbortBatch: self._abort_batch,
+            m.Transferred: self._transferred,
             m.ChecksumResult: self._checksum_result,
         }
 
@@ -192,6 +193,10 @@ class Dispatcher:
 
     def _abort_batch(self, peer: bytes, header: Header, client: Client, message: m.AbortBatch) -> m.Reply:
         return m.Done(self._engine.stores.abort(self._engine.pool.l1, client, message.batch_id))
+
+    def _transferred(self, peer: bytes, header: Header, client: Client, message: m.Transferred) -> m.Reply:
+        self._engine.management.count_transfer(client, message)
+        return m.Done()
 
     def _checksum_result(self, peer: bytes, header: Header, client: Client, message: m.ChecksumResult) -> m.Reply:
         self._engine.checksums.answered(client.uid, message)

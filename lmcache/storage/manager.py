@@ -25,7 +25,6 @@ from lmcache.storage.scrubber import Scrubber, ScrubConfig
 from lmcache.storage.store_controller import StoreController
 from lmcache.storage.store_policies import make_store_policy
 from lmcache.storage.tier import Tier, TierConfig, TierState
-from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class StorageManager:
         config: StorageConfig,
         owner_uid: int,
         boot_id: int,
-        metrics: MetricRegistry,
+        metrics: StorageMetrics,
         find_excess: FindExcess,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,7 +67,7 @@ class StorageManager:
         self._tiers: list[Tier] = []
         self._next_index = 0
         self._evictions: dict[int, EvictionConfig | None] = {}
-        self.metrics = StorageMetrics(metrics)
+        self.metrics = metrics
         self._events = EventCounter(self.metrics)
         self.stores = StoreController(
             make_store_policy(config.store_policy), self.metrics, clock, lambda: self._store_thread.wake()
@@ -90,7 +89,7 @@ class StorageManager:
                 self._add(spec)
             except ConfigError as error:
                 raise ConfigError(f"--l2-adapter #{number}: {error}") from error
-        register_gauges(metrics, self)
+        register_gauges(metrics.registry, self)
 
     @staticmethod
     def _loop(name: str, body: Callable[[], dict[str, object]]) -> PeriodicThread:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.metrics import Counter, MetricRegistry
 
 _PREFIX = "lmcache_mp_"
 
 
 class StorageMetrics:
-    """`l2_name` is the configured type of an adapter."""
+    """`l2_name` is the configured type of an adapter. Two counters of L1 are the engine's, which counts there too."""
 
-    def __init__(self, registry: MetricRegistry) -> None:
+    def __init__(self, registry: MetricRegistry, l1_read_failure: Counter, l1_allocation_failure: Counter) -> None:
+        self.l1_read_failure = l1_read_failure
+        self.l1_allocation_failure = l1_allocation_failure
         self.registry = registry
         counter, histogram = registry.counter, registry.histogram
         self.store_submitted = counter(_PREFIX + "l2_store_submitted_requests", "Batches of objects queued for L2")
@@ -49,10 +51,6 @@ class StorageMetrics:
         )
         self.backend_failures = counter(_PREFIX + "l2_backend_failures", "Calls that a backend failed", "l2_name")
         self.scrubbed = counter(_PREFIX + "l2_scrubbed_chunks", "Objects verified in the background", "l2_name")
-        self.l1_read_failure = counter(
-            _PREFIX + "l1_read_failure_chunks", "Objects that were gone when they were to be read",
-            "during", "reason", "model_name",
-        )  # fmt: skip
         self.store_throughput = histogram(
             _PREFIX + "l2_store_throughput_GB_per_second", "From being queued to stored", "l2_name"
         )

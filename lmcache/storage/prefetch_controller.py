@@ -263,6 +263,8 @@ class PrefetchController:
         else:
             reason = "l1_oom"
         self._metrics.prefetch_failure.add(1, reason, request.namespace.model_name)
+        if reason == "l1_oom":
+            self._metrics.l1_allocation_failure.add(1, "l2_prefetch", request.namespace.model_name)
         job.stop_chunk = min(job.stop_chunk, chunk)
         return None, 0
 

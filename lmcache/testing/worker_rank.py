@@ -56,6 +56,7 @@ class WorkerRank:
             self.membership,
             self._ledger,
             steps=faults,
+            report=self.membership.tell_later,
         )
 
     def _registration(self, welcome: m.Welcome, nonce: bytes) -> m.RegisterWorker:

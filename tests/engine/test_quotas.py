@@ -98,7 +98,9 @@ def test_the_wipe_of_an_unregistered_tenant_is_said_once_and_counted(
         "tenant stranger",
     ]
     registry = harness.engine.metrics.registry
-    wiped = {counter.name: counter.values() for counter in registry.instruments if "quota_wiped" in counter.name}
+    wiped = {
+        counter.name: counter.values() for counter in registry.instruments.values() if "quota_wiped" in counter.name
+    }
     assert wiped == {
         "lmcache_mp_quota_wiped_chunks": {("",): 6, ("stranger",): 6},
         "lmcache_mp_quota_wiped_bytes": {("",): 6 * UNIT_BYTES, ("stranger",): 6 * UNIT_BYTES},

@@ -29,6 +29,9 @@ class NaiveLRU:
                 self.order.remove(slot)
                 self.order.append(slot)
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        self.touch(slots)
+
     def hold(self, slot: int) -> None:
         if slot in self.order:
             self.order.remove(slot)
@@ -103,6 +106,13 @@ class NaiveARC(NaiveLRU):
                     self.frequent.append(slot)
                     break
 
+    def refresh(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            for order in (self.recent, self.frequent):
+                if slot in order:
+                    order.remove(slot)
+                    order.append(slot)
+
     def hold(self, slot: int) -> None:
         if slot in self.tracked:
             self.held.add(slot)
@@ -175,6 +185,9 @@ class NaiveS3FIFO(NaiveLRU):
         for slot in slots:
             if slot in self.tracked:
                 self.uses[slot] = min(3, self.uses[slot] + 1)
+
+    def refresh(self, slots: Iterable[int]) -> None:
+        pass
 
     def hold(self, slot: int) -> None:
         if slot in self.tracked:

@@ -64,6 +64,11 @@ class PolicyMachine(RuleBasedStateMachine):
         self.policy.touch(iter(slots))
         self.model.touch(slots)
 
+    @rule(slots=st.lists(SLOT, max_size=6))
+    def refresh(self, slots: list[int]) -> None:
+        self.policy.refresh(iter(slots))
+        self.model.refresh(slots)
+
     @rule(slot=SLOT)
     def hold(self, slot: int) -> None:
         self.policy.hold(slot)
@@ -134,6 +139,7 @@ def test_a_full_cache_evicts_what_the_naive_lists_evict(name: str, capacity: int
                 for slot in held:
                     each.hold(slot)
                 each.touch([slot_of[key]])
+                each.refresh(list(slot_of.values())[:2])
             continue
         slot = len(slot_of)
         if len(slot_of) == capacity:

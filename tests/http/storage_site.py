@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from lmcache.config.scripts import ScriptSettings
 from lmcache.core.keys import ObjectKey
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
 from lmcache.engine.pool import PoolConfig
@@ -56,6 +57,7 @@ class StorageSite:
 
     def __post_init__(self) -> None:
         self.app = make_app({}, HTTPAPIRegistry("lmcache.v1.multiprocess.http_apis"), NoLifecycle())
+        self.app.state.script_settings = ScriptSettings()
         self.app.state.engine = self.engine
 
     def ask(self, method: str, url: str, **options: Any) -> httpx.Response:
@@ -81,7 +83,7 @@ class StorageSite:
         for key in keys:
             assert self.tier(selector).adapter.store(key, Source(memoryview(data))) is StoreStatus.STORED
 
-    def keys(self, query: str = "") -> list[dict[str, Any]]:
+    def listed(self, query: str = "") -> list[dict[str, Any]]:
         """Every key a walk over the pages finds."""
         found, token = [], ""
         while True:

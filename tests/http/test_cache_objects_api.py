@@ -119,7 +119,7 @@ def test_l2_by_default(site: StorageSite) -> None:
     site.put(keys)
     write_l1(site, keys[0])
     assert remove(site, [*keys[:2], keys[0], make_key(9)]) == done(2, 1)
-    assert site.keys() == [encoded(keys[2])]
+    assert site.listed() == [encoded(keys[2])]
     assert l1_keys(site) == [encoded(keys[0])]
 
 
@@ -127,7 +127,7 @@ def test_what_l2_is_loading_stays_force_or_not(site: StorageSite) -> None:
     site.put([make_key(1)])
     site.tier().adapter.lookup([make_key(1)])
     assert remove(site, [make_key(1)], force=True) == done(0, 1)
-    assert site.keys() == [encoded(make_key(1))]
+    assert site.listed() == [encoded(make_key(1))]
 
 
 def test_l1_under_every_root_of_the_tenant(site: StorageSite) -> None:
@@ -139,7 +139,7 @@ def test_l1_under_every_root_of_the_tenant(site: StorageSite) -> None:
     assert remove(site, [keys[0]], tier="l1") == done(1, 0)
     assert len(l1_keys(site)) == 6
     assert encoded(keys[0]) not in l1_keys(site)
-    assert site.keys() == [encoded(keys[0])]
+    assert site.listed() == [encoded(keys[0])]
     assert remove(site, keys, tier="l1") == done(3, 1)
     assert l1_keys(site) == []
     assert site.engine.pool.l1.usage_bytes_by_salt() == {}
@@ -188,7 +188,7 @@ def test_all_tiers(site: StorageSite) -> None:
     for key in keys[1:3]:
         write_l1(site, key)
     assert remove(site, keys, tier="all") == done(3, 1)
-    assert (site.keys(), l1_keys(site)) == ([], [])
+    assert (site.listed(), l1_keys(site)) == ([], [])
 
 
 def test_all_tiers_where_there_is_no_l2(pool_folder: pathlib.Path) -> None:

@@ -123,7 +123,7 @@ def test_an_adapter_that_opens_slowly(pool_folder: pathlib.Path, plugins: None) 
         }  # fmt: skip
         adapter.gate.set()
         assert site.tier().wait_until_open(10)
-        assert site.keys() == []
+        assert site.listed() == []
 
 
 # GET /l2/keys
@@ -138,15 +138,15 @@ def test_the_listing_is_what_is_stored(site: StorageSite) -> None:
     assert sorted(map(str, (entry["key"] for entry in answer["entries"]))) == sorted(str(encoded(key)) for key in keys)
     listed_bytes = sum(entry["size_bytes"] for entry in answer["entries"])
     assert listed_bytes == site.tier().adapter.usage().total_bytes_used > 0
-    assert site.keys("model_name=other") == [encoded(key) for key in keys[1::2]]
-    assert site.keys("model_name=org/") == []
+    assert site.listed("model_name=other") == [encoded(key) for key in keys[1::2]]
+    assert site.listed("model_name=org/") == []
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 7, 20, 21, 5000])
 def test_pages_add_up_to_the_whole(site: StorageSite, page_size: int) -> None:
     keys = [make_key(number) for number in range(20)]
     site.put(keys)
-    assert site.keys(f"page_size={page_size}") == [encoded(key) for key in keys]
+    assert site.listed(f"page_size={page_size}") == [encoded(key) for key in keys]
     first = site.ask("GET", f"/l2/keys?page_size={page_size}").json()
     assert len(first["entries"]) == min(page_size, 20)
 
@@ -198,8 +198,8 @@ def test_a_selector_is_a_class_name_or_a_type(pool_folder: pathlib.Path, plugins
     with storage_site(pool_folder, [SILENT, MOCK, MEMORY]) as site:
         site.put([make_key(1)], selector="mock")
         site.put([make_key(2)], selector="memory")
-        assert site.keys("adapter=mock") == site.keys("adapter=MockL2Adapter") == [encoded(make_key(1))]
-        assert site.keys("adapter=memory") == [encoded(make_key(2))]
+        assert site.listed("adapter=mock") == site.listed("adapter=MockL2Adapter") == [encoded(make_key(1))]
+        assert site.listed("adapter=memory") == [encoded(make_key(2))]
         for name in ("Mock", "MOCK", "", "fs", "no'ne", "0"):
             expected = {"detail": f"no L2 adapter with type_name={name!r}"}
             for answer in (
@@ -213,8 +213,8 @@ def test_a_selector_is_a_class_name_or_a_type(pool_folder: pathlib.Path, plugins
         assert site.delete([make_key(2)], "?adapter=memory").json() == {
             "requested": 1, "adapter": "MockL2Adapter", "ok": True,
         }  # fmt: skip
-        assert site.keys("adapter=memory") == []
-        assert site.keys("adapter=mock") != []
+        assert site.listed("adapter=memory") == []
+        assert site.listed("adapter=mock") != []
 
 
 def test_an_adapter_that_cannot_list(pool_folder: pathlib.Path, plugins: None) -> None:
@@ -251,7 +251,7 @@ def test_delete_takes_what_is_named_and_tells(site: StorageSite) -> None:
     answer = site.delete([twice, keys[1], absent, twice])
     assert answer.status_code == 200
     assert answer.json() == {"requested": 4, "adapter": "MockL2Adapter", "ok": True}
-    assert site.keys() == [encoded(key) for key in keys[2:]]
+    assert site.listed() == [encoded(key) for key in keys[2:]]
     assert sorted(follower.deleted, key=lambda key: key.chunk_hash) == keys[:2]
     assert site.delete([*keys[:2], absent]).json()["ok"]
     assert len(follower.deleted) == 2
@@ -262,10 +262,10 @@ def test_delete_leaves_what_is_being_loaded(site: StorageSite) -> None:
     site.put(keys)
     assert site.tier().adapter.lookup(keys[:1]) == [True]
     assert site.delete(keys).json() == {"requested": 3, "adapter": "MockL2Adapter", "ok": True}
-    assert site.keys() == [encoded(keys[0])]
+    assert site.listed() == [encoded(keys[0])]
     site.tier().adapter.release(keys[:1])
     site.delete(keys)
-    assert site.keys() == []
+    assert site.listed() == []
 
 
 def test_every_field_of_a_key_counts(site: StorageSite) -> None:
@@ -277,16 +277,16 @@ def test_every_field_of_a_key_counts(site: StorageSite) -> None:
     ):  # fmt: skip
         answer = site.ask("DELETE", "/l2", json={"keys": [{**encoded(key), **change}]})
         assert answer.json()["ok"]
-        assert site.keys() == [encoded(key)]
+        assert site.listed() == [encoded(key)]
     site.ask("DELETE", "/l2", json={"keys": [{**encoded(key), "later": "is ignored"}]})
-    assert site.keys() == []
+    assert site.listed() == []
 
 
 def test_old_clients_leave_out_group_and_salt(site: StorageSite) -> None:
     site.put([make_key(1)])
     short = {name: encoded(make_key(1))[name] for name in ("chunk_hash_hex", "model_name", "kv_rank")}
     assert site.ask("DELETE", "/l2", json={"keys": [short]}).json()["ok"]
-    assert site.keys() == []
+    assert site.listed() == []
 
 
 BAD_KEYS = [
@@ -318,7 +318,7 @@ def test_a_bad_key_spares_the_good_ones(site: StorageSite) -> None:
     site.put([make_key(1)])
     body = {"keys": [encoded(make_key(1)), {**KEY, "chunk_hash_hex": "zz"}]}
     assert site.ask("DELETE", "/l2?adapter=none", json=body).status_code == 400
-    assert site.keys() == [encoded(make_key(1))]
+    assert site.listed() == [encoded(make_key(1))]
 
 
 @pytest.mark.parametrize("path", ["/l2", "/cache/objects"])
@@ -332,7 +332,7 @@ def test_ten_thousand_keys_at_most(path: str) -> None:
 def test_ten_thousand_keys(site: StorageSite) -> None:
     site.put([make_key(number) for number in range(1000)])
     assert site.delete([make_key(number) for number in range(10_000)]).json()["requested"] == 10_000
-    assert site.keys() == []
+    assert site.listed() == []
 
 
 @pytest.mark.parametrize("path", ["/l2", "/cache/objects"])

@@ -23,7 +23,7 @@ NUM_SLOTS = int(num_unique(TRACE) * 0.1)
 
 
 class Tenant:
-    """Asks for prompts as an engine does: lock the hit, let go of it, store the rest."""
+    """Asks for prompts as an engine does: a hint, lock the hit, let go of it, store the rest, end."""
 
     def __init__(self, l1: L1Manager, salt: str) -> None:
         self.writer = Writer(l1, NamespaceKey("m", b"r" * 32, salt), RANK)
@@ -32,11 +32,13 @@ class Tenant:
 
     def ask(self, request: Sequence[int]) -> None:
         digests = [block.to_bytes(32, "little") for block in request]
+        self.writer.l1.lookup(self.writer.key, [RANK], digests, None)
         slots, blob = self.writer.l1.lookup(self.writer.key, [RANK], digests, LockBudget(1 << 40))
         self.num_asked += len(digests)
         self.num_hit += len(slots)
         self.writer.l1.unlock([Place(slot, word) for slot, word, _, _ in split_places(blob)])
         self.writer.store(digests[len(slots) :])
+        self.writer.l1.touch(self.writer.key, [RANK], digests)
 
     @property
     def hit_rate(self) -> float:

@@ -70,6 +70,6 @@ def test_a_folder_in_place_of_the_file_is_a_warning_and_then_a_clear_error(
 def test_what_cannot_be_kept_is_not_in_force(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
     quotas = QuotaManager(5, tmp_path / "file" / "quotas.json")
-    with pytest.raises(QuotaFileError, match="quotas cannot be kept in .*: File exists"):
+    with pytest.raises(QuotaFileError, match=r"quotas cannot be kept in .*: File exists"):
         quotas.set("a", 1)
     assert (quotas.list(), quotas.limit_bytes("a")) == ({}, 5)

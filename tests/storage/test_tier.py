@@ -14,7 +14,7 @@ from lmcache.l2.base import AdapterContext, L2Adapter, Loaded, Source, StoreStat
 from lmcache.storage.breaker import BreakerConfig, BreakerState
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier, TierConfig, TierState
-from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.metrics import Counter, MetricRegistry
 
 KEYS = [ObjectKey(bytes([number]) * 32, "m", 1) for number in range(8)]
 SOON = 1e12
@@ -93,7 +93,7 @@ def make_tier() -> Iterator[MakeTier]:
         config: TierConfig = TierConfig(), num_threads: int = 2, start: bool = True
     ) -> tuple[Tier, ScriptedAdapter]:
         adapter = ScriptedAdapter(num_threads)
-        tier = Tier(0, adapter, StorageMetrics(MetricRegistry()), config)
+        tier = Tier(0, adapter, StorageMetrics(MetricRegistry(), Counter("a", ""), Counter("b", "")), config)
         tiers.append(tier)
         if start:
             tier.start()

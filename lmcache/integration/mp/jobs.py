@@ -33,6 +33,7 @@ class LoadJob:
     request_id: str
     pool_id: bytes
     chunks: tuple[LoadChunk, ...]
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,12 @@ class Membership:
         """Have the control thread send this soon, to this boot only. Any thread; costs the caller nothing."""
         self._outbox.append((boot_id, message))
 
+    def tell_later(self, message: m.Request) -> None:
+        """The same to whichever boot we are registered with now, if any."""
+        joined = self._joined
+        if joined is not None:
+            self.post_later(joined.boot_id, message)
+
     def lose(self, boot_id: int) -> None:
         """Someone met an error that says this registration is over. Any thread; acts at once."""
         joined = self._joined

@@ -24,6 +24,7 @@ from lmcache.integration.mp.membership import Membership
 from lmcache.integration.mp.store_pipeline import StoreConfig, StorePipeline
 from lmcache.integration.mp.store_queue import RunState, StoreQueue, StoreRun
 from lmcache.kv_copy.base import KVCopier
+from lmcache.protocol.messages import Transferred
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class TransferConfig:
     chunks_per_batch: int = 16
 
 
+def _ignore(transferred: Transferred) -> None:
+    """Nobody counts."""
+
+
 class TransferWorker:
     """Submit from the engine's thread, collect with `take_finished`; copying happens elsewhere."""
 
@@ -56,13 +61,16 @@ class TransferWorker:
         ledger: WriteLedger,
         clock: Callable[[], float] = time.monotonic,
         steps: StepObserver = NO_STEPS,
+        report: Callable[[Transferred], None] = _ignore,
     ) -> None:
+        """`report` is told of every transfer that ended, in a copying thread. Must be quick."""
         self._config = config
         self._copier = copier
         self._membership = membership
         self._ledger = ledger
         self._clock = clock
         self._steps = steps
+        self._report = report
         self._chunk_bytes = copier.block_bytes * config.blocks_per_chunk
         self._batch_ids = itertools.count(time.time_ns())
         self._loads: deque[LoadRun] = deque()
@@ -109,7 +117,9 @@ class TransferWorker:
         run = LoadRun(job, self._clock() + self._config.load_timeout_s, self._clock())
         while (chunk := run.next_chunk()) is not None:
             self._load_chunk(run, chunk)
-        return run.result(self._clock())
+        result = run.result(self._clock())
+        self._tell_load(job, result)
+        return result
 
     def announce_store(self, job: StoreJob) -> None:
         """Its pages are being computed: have its first places ready when `submit_store` brings this very job.
@@ -213,7 +223,9 @@ class TransferWorker:
                     continue
             self._load_chunk(run, chunk)
             if run.chunk_done():
-                self._finished_loads.append(run.result(self._clock()))
+                result = run.result(self._clock())
+                self._finished_loads.append(result)
+                self._tell_load(run.job, result)
                 with self._work:
                     self._num_loading -= 1
                 self._ended.set()
@@ -275,6 +287,15 @@ class TransferWorker:
             self._pending_store_bytes -= len(run.job.digests) * self._chunk_bytes
         self._finished_stores.append(result)
         self._ended.set()
+        if result.stored:
+            self._report(
+                Transferred(False, len(result.stored), result.num_bytes, result.duration_s, run.job.cache_salt)
+            )
+
+    def _tell_load(self, job: LoadJob, result: LoadResult) -> None:
+        self._report(
+            Transferred(True, len(job.chunks), result.num_bytes, result.duration_s, job.cache_salt, result.is_ok)
+        )
 
 
 def _drain(queue: deque) -> list:  # type: ignore[type-arg]

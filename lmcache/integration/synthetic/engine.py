@@ -108,6 +108,7 @@ class SyntheticEngine:
                 pending_store_bytes_max=self.config.pending_store_bytes_max,
             ),
             CpuCopier([self.pages]), self._members[0], self._ledger, steps=self._steps,
+            report=self._members[0].tell_later,
         )  # fmt: skip
         self.lookups = LookupClient(self._members[1], self.config.lookup_timeout_s)
         self.worker.start()

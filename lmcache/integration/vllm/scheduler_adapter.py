@@ -234,7 +234,7 @@ class LMCacheMPSchedulerAdapter:
         self._loading.add(request.request_id)
         tracker.loaded_tokens = num_external_tokens
         tracker.loading_blocks = tuple(block_ids[first // self._block_size :])
-        self._new_loads.append(LoadJob(request.request_id, promise.pool_id, chunks))
+        self._new_loads.append(LoadJob(request.request_id, promise.pool_id, chunks, tracker.cache_salt))
 
     def _drop_promise(self, tracker: RequestTracker) -> None:
         if tracker.promise.chunks:

@@ -131,7 +131,10 @@ class LMCacheMPWorkerAdapter:
             store_timeout_s=self._config.store_timeout_s,
             pending_store_bytes_max=int(self._config.pending_store_gb * (1 << 30)),
         )
-        transfer = TransferWorker(config, CpuCopier(self._regions), self.membership, self._ledger, self._clock)
+        transfer = TransferWorker(
+            config, CpuCopier(self._regions), self.membership, self._ledger, self._clock,
+            report=self.membership.tell_later,
+        )  # fmt: skip
         transfer.start()
         self._transfer = transfer
 

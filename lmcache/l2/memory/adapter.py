@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 from lmcache.core.keys import ObjectKey
 from lmcache.core.sizes import parse_size
@@ -21,7 +20,7 @@ _EVICT_BATCH = 1000
 class MockL2Adapter(IndexedL2Adapter):
     """`sleep` paces the transfers where a bandwidth is configured."""
 
-    supported_operations: ClassVar[tuple[str, ...]] = ("status", "resize")
+    supported_operations = ("status", "resize")
 
     def __init__(
         self, config: MemoryConfig, context: AdapterContext, sleep: Callable[[float], None] = time.sleep
