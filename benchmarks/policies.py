@@ -34,7 +34,7 @@ class Replay:
         self.num_hit = 0
 
     def ask(self, request: Request, tenant: str = "") -> None:
-        """Look a prompt up, hold its hit, store the rest, let go."""
+        """Look a prompt up, hold its hit, let go of it, store the rest, end."""
         policy, slot_of = self._policy, self._slot_of
         hits: list[int] = []
         for block in request:
@@ -50,6 +50,7 @@ class Replay:
         for slot in self._in_order(hits):
             policy.release(slot)
         self._store(request[len(hits) :], tenant)
+        policy.refresh(self._in_order([slot_of[block] for block in request if block in slot_of]))
 
     def _in_order(self, slots: list[int]) -> Iterable[int]:
         """From tail to head, so that a prompt loses its leaves first."""

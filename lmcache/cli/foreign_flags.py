@@ -94,7 +94,7 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
               "--lookup-hash-log-max-files"),
     *_ignored("there are no traces to write", "--trace-output"),
     *_ignored("GET /metrics is served on --http-port", "--prometheus-port"),
-    *_ignored("every event is counted where it happens", "--metrics-sample-rate", "--event-bus-queue-size"),
+    *_ignored("every event is counted where it happens", "--event-bus-queue-size"),
     *_ignored("--log-level decides what is logged", "--disable-logging", "--enable-extra-logging", takes_value=False),
     *_ignored("--log-level decides what is logged", "--extra-logging-interval"),
     *_ignored(_NO_PAUSES, "--enable-gc-monitor", takes_value=False),

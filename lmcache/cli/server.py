@@ -122,8 +122,8 @@ _STORAGE_OPTIONS = _options(
 )  # fmt: skip
 _L2_OPTIONS = _options(
     click.option("--l2-adapter", multiple=True, metavar="JSON",
-                 help="An L2 adapter, such as '{\"type\": \"fs\", \"base_path\": \"/mnt/kv\"}'; may be given several times."),
-    _storage("--l2-store-policy", "What happens to a new object: default (to every adapter), skip_l1 (and L1 lets go)."),
+                 help="An L2 adapter, such as '{\"type\": \"fs\", \"base_path\": \"/mnt/kv\"}'; repeatable."),
+    _storage("--l2-store-policy", "Where a new object goes: default (to every adapter), skip_l1 (and L1 lets go)."),
     _storage("--l2-prefetch-policy", "Which adapter loads, and what stays in L1: default (the first that has it; gone "
              "with its reader), retain (it stays), first (the adapter that answers first)."),
     _storage("--l2-prefetch-max-in-flight", "Prompts fetched from L2 at once."),
@@ -146,6 +146,7 @@ _PROCESS_OPTIONS = _options(
     _field(HTTPConfig, "--http-ssl-keyfile", "Its unencrypted key, where that is a file of its own."),
     _field(ObservabilityConfig, "--log-level", "What is logged to stderr.",
            type=click.Choice(LEVELS, case_sensitive=False), envvar="LMCACHE_LOG_LEVEL"),
+    _field(ObservabilityConfig, "--metrics-sample-rate", "Share of chunks whose life in L1 is measured."),
     click.option("--disable-metrics", is_flag=True, help="Leave our metrics out of /metrics."),
     click.option("--disable-observability", is_flag=True, hidden=True),
 )  # fmt: skip
@@ -200,7 +201,8 @@ def parse(given: dict[str, Any]) -> tuple[MPServerConfig, list[str]]:
         MPConfig(**mp_values),
         storage,
         ObservabilityConfig(
-            given["log_level"].upper(), not (given["disable_metrics"] or given["disable_observability"])
+            given["log_level"].upper(), not (given["disable_metrics"] or given["disable_observability"]),
+            given["metrics_sample_rate"],
         ),
         _http_config(given),
         CoordinatorConfig(),

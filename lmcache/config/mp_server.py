@@ -143,6 +143,12 @@ class StorageManagerConfig:
 class ObservabilityConfig:
     log_level: str = "INFO"
     metrics_enabled: bool = True
+    metrics_sample_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_that(
+            0 <= self.metrics_sample_rate <= 1, "--metrics-sample-rate", self.metrics_sample_rate, "from 0 to 1"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class EngineConfig:
     quota_file: pathlib.Path | None = None
     liveness: LivenessConfig = field(default_factory=LivenessConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    metrics_sample_rate: float = 0.01
 
 
 class MPCacheServer:
@@ -77,7 +78,7 @@ class MPCacheServer:
     ) -> None:
         """Opens the pool; raises PoolError, ConfigError."""
         self.config = config
-        self.metrics = EngineMetrics(metrics)
+        self.metrics = EngineMetrics(metrics, config.metrics_sample_rate, clock)
         self._clock = clock
         self._steps = steps
         self._random_id = random_id

@@ -115,6 +115,7 @@ class LookupModule:
         metrics.lookup_hit.add(num_found * self._chunk_size, model_name, salt)
         metrics.lookup_hit_l1.add(num_in_l1 * self._chunk_size, model_name, salt)
         metrics.lookup_hit_l2.add((num_found - num_in_l1) * self._chunk_size, model_name, salt)
+        metrics.lifecycle.read(prompt.digests[:num_found], salt)
         metrics.l1_read.add(num_found * len(prompt.rank_groups), salt)
 
     def release(self, l1: L1Manager, client: Client, request_id: str, num_chunks: int) -> int:

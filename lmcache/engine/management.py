@@ -149,17 +149,23 @@ class ManagementModule:
         return Pong(True, cursor if found or self._events else self._event_number, b"".join(found))
 
     def note_removed(self, l1: L1Manager) -> None:
-        """Move removals from L1 into the metrics and the event log."""
+        """Move what came to and left L1 into the metrics, what left into the event log."""
         is_followed = any(client.wants_events for client in self._registry.clients.values())
+        lifecycle = self._metrics.lifecycle
+        for digest, cache_salt in l1.take_added():
+            lifecycle.stored(digest, cache_salt)
         for removed in l1.take_removed():
             self._metrics.l1_evicted.add(1, removed.cache_salt)
+            lifecycle.removed(removed.digest, removed.cache_salt)
             if is_followed:
                 self._event_number += 1
                 self._events.append((self._event_number, removed.root, removed.digest))
 
     def count_transfer(self, client: Client, done: Transferred) -> None:
         """What a worker copied. Refused from anybody else, and where the numbers make no sense."""
-        if client.kind is not ClientKind.WORKER or not (done.duration_s >= 0 and done.num_bytes >= 0 <= done.num_chunks):
+        if client.kind is not ClientKind.WORKER or not (
+            done.duration_s >= 0 and done.num_bytes >= 0 <= done.num_chunks
+        ):
             raise RequestRefusedError(ErrorCode.INVALID, "only a worker transfers, and no negative amounts")
         salt, metrics = check_cache_salt(done.cache_salt), self._metrics
         if not done.is_ok:

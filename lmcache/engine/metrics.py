@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from lmcache.telemetry.lifecycle import ChunkLifecycle
 from lmcache.telemetry.metrics import MetricRegistry
 
 _PREFIX = "lmcache_mp_"
 
 
 class EngineMetrics:
-    """Counters of one engine. `registry` is what `/metrics` shows."""
+    """Counters of one engine. `registry` is what `/metrics` shows; `sample_rate` that of the lifecycle histograms."""
 
-    def __init__(self, registry: MetricRegistry) -> None:
+    def __init__(self, registry: MetricRegistry, sample_rate: float, clock: Callable[[], float]) -> None:
         self.registry = registry
+        self.lifecycle = ChunkLifecycle(registry, sample_rate, clock)
         counter = registry.counter
         self.l1_read = counter(_PREFIX + "l1_read_chunks", "Objects read-locked for a load", "cache_salt")
         self.l1_write = counter(_PREFIX + "l1_write_chunks", "Objects committed", "cache_salt")

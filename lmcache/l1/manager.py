@@ -236,6 +236,13 @@ class L1Manager:
             self._state.removed.clear()
             return removed
 
+    def take_added(self) -> list[tuple[bytes, str]]:
+        """Digest and tenant of objects that came since the last call, under the same bound."""
+        with self._mutex:
+            added = list(self._state.added)
+            self._state.added.clear()
+            return added
+
     # Telling
 
     def page(

@@ -43,6 +43,8 @@ class L1State:
         # Tenants whose usage grew since the evictor looked, where the policy tells tenants apart.
         self.grown: dict[str, None] = {}
         self.removed: deque[RemovedObject] = deque(maxlen=_REMOVED_LOG_MAX)
+        # Digest and tenant of what came, for whoever follows.
+        self.added: deque[tuple[bytes, str]] = deque(maxlen=_REMOVED_LOG_MAX)
         self._tick = 1
 
     # Namespaces
@@ -87,6 +89,7 @@ class L1State:
         namespace.table((record.kv_rank, record.group_id))[record.digest] = slot
         salt = namespace.key.cache_salt
         self.usage_bytes[salt] = self.usage_bytes.get(salt, 0) + record.length
+        self.added.append((record.digest, salt))
         if self.policy.is_per_tenant:
             self.grown[salt] = None
 

@@ -216,6 +216,9 @@ class L2Adapter(abc.ABC):
         """End leases whose time is up; how many. Called every second or so."""
         return 0
 
+    def tick(self) -> None:  # noqa: B027 - most have nothing to do
+        """Housekeeping on the backend, every second or so, from one thread; should be quick. Raises BackendError."""
+
     @property
     def num_objects(self) -> int:
         """Objects known here; -1 where that is not counted."""

@@ -8,6 +8,9 @@ with linear probing; deleting moves later entries back, so there are no tombston
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+
+import numpy as np
 
 from lmcache.errors import IntegrityError
 
@@ -62,6 +65,45 @@ class DigestTable:
         self._place(row, self._home(space, digest))
         self._num_used += 1
         return row
+
+    def fill(self, spaces: array[int], digests: bytearray) -> None:
+        """The rows of an empty table, all at once: row n is the n-th space and digest. No two are equal.
+
+        In the order of their homes, each row lies at its home or right behind the one before; that
+        is a running maximum. Those that would lie behind the end go on at the start, one by one.
+        """
+        self._spaces, self._digests, self._num_used = spaces, digests, len(spaces)
+        num_buckets = _BUCKETS_MIN
+        while 5 * len(spaces) > 3 * num_buckets:
+            num_buckets *= 2
+        self._buckets, self._mask = array("i", [_EMPTY]) * num_buckets, num_buckets - 1
+        if not spaces:
+            return
+        homes = np.frombuffer(spaces, np.int32).astype(np.uint64) * np.uint64(_SPACE_MULTIPLIER)
+        homes += np.frombuffer(digests, "<u8")[:: DIGEST_BYTES // 8]
+        homes &= np.uint64(self._mask)
+        rows = np.argsort(homes).astype(np.int32)
+        steps = np.arange(len(rows))
+        places = np.maximum.accumulate(homes[rows].astype(np.int64) - steps) + steps
+        num_inside = int(np.searchsorted(places, num_buckets))
+        np.frombuffer(self._buckets, np.int32)[places[:num_inside]] = rows[:num_inside]
+        for row in rows[num_inside:].tolist():
+            self._place(row, int(homes[row]))
+
+    def rows_starting_with(self, first_byte: int) -> list[int]:
+        """The rows whose digest starts with that byte."""
+        if not self._num_used:
+            return []
+        starts = np.frombuffer(self._digests, np.uint8)[::DIGEST_BYTES]
+        is_used = np.frombuffer(self._spaces, np.int32) != _EMPTY
+        found: list[int] = np.flatnonzero((starts == first_byte) & is_used).tolist()
+        return found
+
+    def columns(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Spaces of some rows, and the numbers that the first eight bytes of their digests are."""
+        spaces = np.frombuffer(self._spaces, np.int32)[rows]
+        starts = np.frombuffer(self._digests, "<u8")[:: DIGEST_BYTES // 8][rows]
+        return spaces.tolist(), starts.tolist()
 
     def remove(self, row: int) -> None:
         """Free a row; its number will be given out again."""

@@ -38,6 +38,11 @@ def checksum(data: memoryview | bytes | bytearray) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
+def running_checksum() -> xxhash.xxh3_64:
+    """The same of a payload that comes in parts."""
+    return xxhash.xxh3_64()
+
+
 def encode_header(key: ObjectKey, payload_bytes: int, payload_xxh3: int, layout: str = "", align: int = 8) -> bytes:
     """A header whose length is a multiple of `align`, padded with zeros; its last 8 bytes are its own xxh3."""
     names = [key.chunk_hash, key.model_name.encode(), key.cache_salt.encode(), layout.encode()[:_LAYOUT_BYTES_MAX]]

@@ -17,12 +17,15 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import IntegrityError, KeyFormatError
 from lmcache.eviction.base import EvictionPolicy
 from lmcache.l2.digest_table import DIGEST_BYTES, DigestTable
 
 _SCAN_ROWS = 4096
+_BATCH_ROWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,35 @@ class Space:
 
     def key(self, digest: bytes) -> ObjectKey:
         return ObjectKey(digest, self.model_name, self.kv_rank, self.object_group_id, self.cache_salt)
+
+
+class ObjectBatch:
+    """Objects found on a backend, in columns: what a million of them need. No two may have the same key."""
+
+    def __init__(self) -> None:
+        self.spaces: list[Space] = []
+        self.space_ids = array("i")
+        self.digests = bytearray()
+        self.sizes = array("Q")
+        self.stamps = array("q")
+        self._ids: dict[Space, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def digest(self, row: int) -> bytes:
+        return bytes(self.digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
+
+    def add(self, space: Space, digest: bytes, size: int, stamp: int) -> None:
+        """`stamp` orders the objects, the one used longest ago first; equal ones stay as they came."""
+        space_id = self._ids.get(space)
+        if space_id is None:
+            space_id = self._ids[space] = len(self.spaces)
+            self.spaces.append(space)
+        self.space_ids.append(space_id)
+        self.digests += digest
+        self.sizes.append(size)
+        self.stamps.append(stamp)
 
 
 @dataclass(slots=True)
@@ -143,6 +175,25 @@ class ObjectIndex:
                 self._add(key, num_bytes)
             return is_new
 
+    def adopt_all(self, batch: ObjectBatch) -> None:
+        """Take up everything that was found on the backend; the batch is used up. Only an index that never
+        held anything can."""
+        with self._mutex:
+            if self._table.num_rows or self._storing:
+                raise IntegrityError("an index takes up a batch before anything else")
+            self._spaces = batch.spaces
+            self._space_ids = {space: number for number, space in enumerate(batch.spaces)}
+            self._sizes = batch.sizes
+            self._table.fill(batch.space_ids, batch.digests)
+            self._used_bytes = sum(batch.sizes)
+            # Doubles hold any sum of bytes below 8 PiB exactly.
+            sums = np.bincount(batch.space_ids, batch.sizes, len(batch.spaces)) if len(batch) else ()
+            for space, num_bytes in zip(batch.spaces, sums, strict=True):
+                self._count_for(space.cache_salt, int(num_bytes))
+            order = np.argsort(np.array(batch.stamps, copy=False), kind="stable")
+            for start in range(0, len(order), _BATCH_ROWS):
+                self._tell_policy(order[start : start + _BATCH_ROWS].tolist())
+
     def missing_bytes(self) -> int:
         """How much must go before what is being stored fits (0 or less: it fits). What is going counts as gone."""
         with self._mutex:
@@ -249,6 +300,13 @@ class ObjectIndex:
             if len(found) == num_keys_max:
                 return found, row
 
+    def keys_starting_with(self, first_byte: int) -> list[ObjectKey]:
+        """The keys held whose hash starts with that byte."""
+        with self._mutex:
+            rows = self._table.rows_starting_with(first_byte)
+            found = [(self._spaces[self._table.space(row)], self._table.digest(row)) for row in rows]
+        return [space.key(digest) for space, digest in found]
+
     def check_integrity(self) -> None:
         """Raise IntegrityError unless keys, sizes, leases, usage and policy agree. Slow: for tests."""
         with self._mutex:
@@ -258,6 +316,7 @@ class ObjectIndex:
             for row in rows:
                 salt = self._spaces[self._table.space(row)].cache_salt
                 usage[salt] = usage.get(salt, 0) + self._sizes[row]
+            usage = {salt: num_bytes for salt, num_bytes in usage.items() if num_bytes}  # a torn file may be empty
             if usage != self._salt_bytes or sum(usage.values()) + sum(self._removing.values()) != self._used_bytes:
                 raise IntegrityError("bytes per tenant and the objects' sizes do not add up")
             if len(self._policy) != len(rows) or not set(self._leases) <= set(rows):
@@ -288,8 +347,18 @@ class ObjectIndex:
         else:
             self._sizes[row] = num_bytes
         self._used_bytes += num_bytes
-        self._salt_bytes[key.cache_salt] = self._salt_bytes.get(key.cache_salt, 0) + num_bytes
+        self._count_for(key.cache_salt, num_bytes)
         self._policy.add(row, int.from_bytes(key.chunk_hash[:8], "little") ^ space_id, key.cache_salt)
+
+    def _count_for(self, cache_salt: str, num_bytes: int) -> None:
+        if num_bytes:
+            self._salt_bytes[cache_salt] = self._salt_bytes.get(cache_salt, 0) + num_bytes
+
+    def _tell_policy(self, rows: list[int]) -> None:
+        """Of rows in bulk, as `_add` does of one."""
+        add, spaces = self._policy.add, self._spaces
+        for row, space_id, start in zip(rows, *self._table.columns(rows), strict=True):
+            add(row, start ^ space_id, spaces[space_id].cache_salt)
 
     def _hide(self, row: int, key: ObjectKey, is_evicted: bool) -> None:
         """Held to removing: its bytes stay counted as used until the backend has let go of them."""
@@ -297,11 +366,11 @@ class ObjectIndex:
         self._table.remove(row)
         self._policy.remove(row, is_evicted)
         self._leases.pop(row, None)
-        left = self._salt_bytes[key.cache_salt] - size
+        left = self._salt_bytes.get(key.cache_salt, 0) - size
         if left:
             self._salt_bytes[key.cache_salt] = left
         else:
-            del self._salt_bytes[key.cache_salt]
+            self._salt_bytes.pop(key.cache_salt, None)
         self._removing[key] = size
 
     def _drop_lease(self, row: int) -> None:

@@ -23,6 +23,8 @@ from lmcache.errors import ConfigError
 from lmcache.eviction import policy_names
 from lmcache.l2.base import AdapterContext, EvictionConfig, L2Adapter
 from lmcache.l2.fields import flag, fraction
+from lmcache.l2.serde_wrapper import SerdeSpec, wrap
+from lmcache.serde.registry import serde_module
 
 ENTRY_POINT_GROUP = "lmcache.l2"
 
@@ -35,7 +37,7 @@ class L2AdapterSpec:
     settings: Any
     eviction: EvictionConfig | None = None
     persist_enabled: bool = True
-    serde: tuple[Mapping[str, object], ...] = ()
+    serde: tuple[SerdeSpec, ...] = ()
     shared: bool = False
 
 
@@ -139,22 +141,26 @@ def _parse_eviction(given: object) -> EvictionConfig | None:
     return config
 
 
-def parse_serde(given: object) -> tuple[Mapping[str, object], ...]:
+def parse_serde(given: object) -> tuple[SerdeSpec, ...]:
     """One serde or a list of them, each an object with a `type`."""
     if given is None:
         return ()
-    entries = given if isinstance(given, list) else [given]
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
-            raise ConfigError('`serde` must be an object with a `type`, such as {"type": "zstd"}, or a list of them')
-    return tuple(entries)
+    return tuple(_parse_serde_entry(entry) for entry in (given if isinstance(given, list) else [given]))
+
+
+def _parse_serde_entry(entry: object) -> SerdeSpec:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise ConfigError('`serde` must be an object with a `type`, such as {"type": "zstd"}, or a list of them')
+    type_name = entry["type"]
+    own = {name: value for name, value in entry.items() if name != "type"}
+    module = serde_module(type_name)
+    try:
+        return SerdeSpec(type_name, make_settings(module.Config, own))
+    except ConfigError as error:
+        raise ConfigError(f"serde {type_name}: {error}") from error
 
 
 def make_adapter(spec: L2AdapterSpec, context: AdapterContext) -> L2Adapter:
     """The adapter of a spec inside its serdes, not opened yet. Raises ConfigError."""
     adapter: L2Adapter = adapter_modules()[spec.type].make(spec.settings, context)
-    if spec.serde:
-        from lmcache.l2.serde_wrapper import wrap
-
-        return wrap(adapter, spec.serde)
-    return adapter
+    return wrap(adapter, spec.serde) if spec.serde else adapter

@@ -1,6 +1,6 @@
 """Lossy, half the size of 16-bit values: 8-bit floats (e4m3fn) under a scale per channel.
 
-A value of at least 1/28672 of the largest magnitude in its channel keeps its size to within 1/16;
+A value of at least 1/28672 of the largest magnitude in its channel keeps its size to within 6.3%;
 a smaller one is off by at most 1/458752 of that magnitude. Both before it is rounded to its type.
 """
 

@@ -81,6 +81,7 @@ def engine_config(config: MPServerConfig, pool: PoolConfig) -> EngineConfig:
         quota_file=quota_file(storage.quota_file, pool_name(pool.folder)),
         liveness=LivenessConfig(mp.worker_reap_timeout_seconds, mp.worker_registration_grace_seconds),
         storage=storage_config(storage),
+        metrics_sample_rate=config.observability.metrics_sample_rate,
     )
 
 

@@ -32,6 +32,7 @@ class L2EvictionController:
             if tier.state is not TierState.ACTIVE:
                 continue
             tier.adapter.expire_leases()
+            self._tick(tier)
             config = self._eviction_of.get(tier.index)
             if config is None or not tier.is_usable:
                 continue
@@ -40,6 +41,15 @@ class L2EvictionController:
             except L2Error as error:
                 logger.warning("eviction from L2 adapter %s failed: %s", tier.name, error)
         return {"evicted": num_evicted}
+
+    def _tick(self, tier: Tier) -> None:
+        # Past the breaker: a backend that is back is noticed here, and a round with nothing to do proves nothing.
+        if tier.is_stalled:
+            return
+        try:
+            tier.adapter.tick()
+        except L2Error as error:
+            logger.warning("L2 adapter %s: %s", tier.name, error)
 
     def _evict(self, adapter: L2Adapter, config: EvictionConfig) -> int:
         num_evicted = 0

@@ -85,6 +85,8 @@ def _try_lock(descriptor: int, path: bytes) -> bool:
     except OSError as error:
         if error.errno in _NO_LOCKS:
             folder = os.fsdecode(os.path.dirname(path))
-            raise ConfigError(f"the file system of {folder} has no file locks, and servers that share it need them") from error
+            raise ConfigError(
+                f"the file system of {folder} has no file locks, and servers that share it need them"
+            ) from error
         raise
     return True
