@@ -11,7 +11,7 @@ import pathlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lmcache.core.hashing import make_algorithm
@@ -24,7 +24,7 @@ from lmcache.engine.management import LivenessConfig, ManagementModule
 from lmcache.engine.metrics import EngineMetrics
 from lmcache.engine.pool import SERVER_UID, Pool, PoolConfig
 from lmcache.engine.prefetches import PrefetchModule, PrefetchTicket
-from lmcache.engine.quota_cycle import QuotaCycle
+from lmcache.engine.quota_cycle import QuotaCycle, TierLimits
 from lmcache.engine.registry import Client, ClientRegistry
 from lmcache.engine.sessions import SessionTable
 from lmcache.engine.store import StoreModule
@@ -93,7 +93,8 @@ class MPCacheServer:
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
         self.sessions = SessionTable(clock, config.session_ttl_s, config.read_ttl_s)
         l2_metrics = StorageMetrics(metrics, self.metrics.l1_read_failure, self.metrics.l1_allocation_failure)
-        self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, l2_metrics, self._find_excess, clock)
+        limits = TierLimits(self.quotas, self.wipes)
+        self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, l2_metrics, limits, clock)
         self.prefetches = PrefetchModule(
             self.storage, self.registry, make_algorithm(config.hash_algorithm), config.chunk_size, clock
         )
@@ -302,9 +303,6 @@ class MPCacheServer:
         except LMCacheError as error:
             return str(error)
         return self.pool.populate_error
-
-    def _find_excess(self, usage_bytes: Mapping[str, int]) -> Mapping[str, int]:
-        return self.quotas.excess(usage_bytes)
 
     def _read_used(self) -> dict[tuple[str, ...], float]:
         return {(): self.pool.l1.memory_bytes()[0]}

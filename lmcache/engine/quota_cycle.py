@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 from lmcache.l1.manager import L1Manager
@@ -46,3 +46,19 @@ class QuotaCycle:
         if self._quotas.is_wiped(tenant):
             self._wipes.note("L1", tenant, num_evicted, num_bytes)
         return num_evicted
+
+
+class TierLimits:
+    """Quotas as L2 adapters with a policy per tenant see them; implements `storage`'s `TenantLimits`."""
+
+    def __init__(self, quotas: QuotaManager, wipes: WipeLog) -> None:
+        self._quotas = quotas
+        self._wipes = wipes
+
+    def excess(self, usage_bytes: Mapping[str, int]) -> Mapping[str, int]:
+        return self._quotas.excess(usage_bytes)
+
+    def evicted(self, tier: str, tenant: str, num_objects: int, num_bytes: int) -> None:
+        """Told of in the log where the tenant may keep nothing only because nobody registered it."""
+        if num_objects and self._quotas.is_wiped(tenant):
+            self._wipes.note(tier, tenant, num_objects, num_bytes)

@@ -81,6 +81,9 @@ class ForwardingL2Adapter(L2Adapter):
     def expire_leases(self) -> int:
         return self.inner.expire_leases()
 
+    def tick(self) -> None:
+        self.inner.tick()
+
     def report_status(self) -> dict[str, object]:
         return self.inner.report_status()
 

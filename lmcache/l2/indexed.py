@@ -130,9 +130,12 @@ class IndexedL2Adapter(L2Adapter):
 
     def _adopt(self, keys: Sequence[ObjectKey]) -> None:
         """Take up what others stored under these keys."""
-        for key, size in zip(keys, self._probe(keys), strict=True):
-            if size >= 0:
-                self.index.adopt(key, size)
+        sizes: Sequence[int] = [-1] * len(keys)
+        self.index.begin_probe(keys)
+        try:
+            sizes = self._probe(keys)
+        finally:
+            self.index.end_probe(keys, sizes)
 
     def release(self, keys: Sequence[ObjectKey]) -> None:
         self.index.release(keys)

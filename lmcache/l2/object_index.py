@@ -55,9 +55,6 @@ class ObjectBatch:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def digest(self, row: int) -> bytes:
-        return bytes(self.digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
-
     def add(self, space: Space, digest: bytes, size: int, stamp: int) -> None:
         """`stamp` orders the objects, the one used longest ago first; equal ones stay as they came."""
         space_id = self._ids.get(space)
@@ -93,6 +90,9 @@ class ObjectIndex:
         self._leases: dict[int, _Lease] = {}
         self._storing: dict[ObjectKey, int] = {}
         self._removing: dict[ObjectKey, int] = {}
+        # Keys that the backend is being asked for, and those of them that left it meanwhile.
+        self._probed: dict[ObjectKey, int] = {}
+        self._left: set[ObjectKey] = set()
         self._pending_bytes = 0
         self._used_bytes = 0
         self._salt_bytes: dict[str, int] = {}
@@ -166,14 +166,30 @@ class ObjectIndex:
     def abort(self, key: ObjectKey) -> None:
         with self._mutex:
             self._pending_bytes -= self._storing.pop(key)
+            self._note_left(key)
 
     def adopt(self, key: ObjectKey, num_bytes: int) -> bool:
         """An object that was found on the backend. False: it is known, or being worked on."""
         with self._mutex:
-            is_new = self._find(key) < 0 and key not in self._storing and key not in self._removing
-            if is_new and len(key.chunk_hash) == DIGEST_BYTES:
-                self._add(key, num_bytes)
-            return is_new
+            return self._adopt(key, num_bytes)
+
+    def begin_probe(self, keys: Iterable[ObjectKey]) -> None:
+        """The backend will be asked for these keys. An answer that a removal overtakes is not believed."""
+        with self._mutex:
+            for key in keys:
+                self._probed[key] = self._probed.get(key, 0) + 1
+
+    def end_probe(self, keys: Sequence[ObjectKey], sizes: Sequence[int]) -> None:
+        """Adopt what was found; a size of -1: absent."""
+        with self._mutex:
+            for key, size in zip(keys, sizes, strict=True):
+                if size >= 0 and key not in self._left:
+                    self._adopt(key, size)
+            for key in keys:
+                self._probed[key] -= 1
+                if not self._probed[key]:
+                    del self._probed[key]
+                    self._left.discard(key)
 
     def adopt_all(self, batch: ObjectBatch) -> None:
         """Take up everything that was found on the backend; the batch is used up. Only an index that never
@@ -190,7 +206,7 @@ class ObjectIndex:
             sums = np.bincount(batch.space_ids, batch.sizes, len(batch.spaces)) if len(batch) else ()
             for space, num_bytes in zip(batch.spaces, sums, strict=True):
                 self._count_for(space.cache_salt, int(num_bytes))
-            order = np.argsort(np.array(batch.stamps, copy=False), kind="stable")
+            order = np.argsort(np.asarray(batch.stamps), kind="stable")
             for start in range(0, len(order), _BATCH_ROWS):
                 self._tell_policy(order[start : start + _BATCH_ROWS].tolist())
 
@@ -249,12 +265,16 @@ class ObjectIndex:
             size = self._sizes[row]
             self._hide(row, key, is_evicted=False)
             self._used_bytes -= self._removing.pop(key)
+            self._note_left(key)
             return size
 
     def end_removal(self, keys: Iterable[ObjectKey]) -> list[int]:
         """These hidden objects are gone from the backend; their sizes."""
         with self._mutex:
-            sizes = [self._removing.pop(key) for key in keys]
+            sizes = []
+            for key in keys:
+                sizes.append(self._removing.pop(key))
+                self._note_left(key)
             self._used_bytes -= sum(sizes)
             return sizes
 
@@ -349,6 +369,16 @@ class ObjectIndex:
         self._used_bytes += num_bytes
         self._count_for(key.cache_salt, num_bytes)
         self._policy.add(row, int.from_bytes(key.chunk_hash[:8], "little") ^ space_id, key.cache_salt)
+
+    def _adopt(self, key: ObjectKey, num_bytes: int) -> bool:
+        is_new = self._find(key) < 0 and key not in self._storing and key not in self._removing
+        if is_new and len(key.chunk_hash) == DIGEST_BYTES:
+            self._add(key, num_bytes)
+        return is_new
+
+    def _note_left(self, key: ObjectKey) -> None:
+        if key in self._probed:
+            self._left.add(key)
 
     def _count_for(self, cache_salt: str, num_bytes: int) -> None:
         if num_bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from lmcache.errors import L2Error
 from lmcache.l2.base import EvictionConfig, L2Adapter
@@ -14,16 +16,23 @@ logger = logging.getLogger(__name__)
 PER_TENANT_POLICY = "IsolatedLRU"
 _TENANT_OBJECTS_MAX = 10_000
 
-# Bytes over the limit, by tenant, given what each holds.
-FindExcess = Callable[[Mapping[str, int]], Mapping[str, int]]
+
+class TenantLimits(Protocol):
+    """What tenants may hold, and who wants to know what was taken from them."""
+
+    def excess(self, usage_bytes: Mapping[str, int]) -> Mapping[str, int]:
+        """Bytes over the limit, by tenant, given what each holds."""
+
+    def evicted(self, tier: str, tenant: str, num_objects: int, num_bytes: int) -> None:
+        """A tenant was brought back to its limit."""
 
 
 class L2EvictionController:
     """`cycle` from one thread. `eviction_of` tells what was configured for a tier."""
 
-    def __init__(self, eviction_of: Mapping[int, EvictionConfig | None], find_excess: FindExcess) -> None:
+    def __init__(self, eviction_of: Mapping[int, EvictionConfig | None], limits: TenantLimits) -> None:
         self._eviction_of = eviction_of
-        self._find_excess = find_excess
+        self._limits = limits
         self._warned: set[int] = set()
 
     def cycle(self, tiers: list[Tier]) -> dict[str, object]:
@@ -37,7 +46,7 @@ class L2EvictionController:
             if config is None or not tier.is_usable:
                 continue
             try:
-                num_evicted += tier.call(lambda adapter, config=config: self._evict(adapter, config))  # type: ignore[misc]
+                num_evicted += tier.call(functools.partial(self._evict, tier.name, config))
             except L2Error as error:
                 logger.warning("eviction from L2 adapter %s failed: %s", tier.name, error)
         return {"evicted": num_evicted}
@@ -51,12 +60,14 @@ class L2EvictionController:
         except L2Error as error:
             logger.warning("L2 adapter %s: %s", tier.name, error)
 
-    def _evict(self, adapter: L2Adapter, config: EvictionConfig) -> int:
+    def _evict(self, name: str, config: EvictionConfig, adapter: L2Adapter) -> int:
         num_evicted = 0
         usage = adapter.usage()
         if config.eviction_policy == PER_TENANT_POLICY:
-            for tenant, excess_bytes in self._find_excess(usage.bytes_by_cache_salt).items():
-                num_evicted += adapter.evict(excess_bytes, _TENANT_OBJECTS_MAX, tenant)[0]
+            for tenant, excess_bytes in self._limits.excess(usage.bytes_by_cache_salt).items():
+                num_objects, num_bytes = adapter.evict(excess_bytes, _TENANT_OBJECTS_MAX, tenant)
+                self._limits.evicted(name, tenant, num_objects, num_bytes)
+                num_evicted += num_objects
             usage = adapter.usage()
         if not usage.total_capacity_bytes:
             return num_evicted

@@ -16,7 +16,7 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import AdapterNotFoundError, ConfigError
 from lmcache.l2.base import AdapterContext, Deleted, EvictionConfig, KeyPage, Usage
 from lmcache.l2.registry import L2AdapterSpec, make_adapter
-from lmcache.storage.eviction_controller import PER_TENANT_POLICY, FindExcess, L2EvictionController
+from lmcache.storage.eviction_controller import PER_TENANT_POLICY, L2EvictionController, TenantLimits
 from lmcache.storage.instruments import EventCounter, register_gauges
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.prefetch_controller import PrefetchConfig, PrefetchController
@@ -48,7 +48,7 @@ class StorageConfig:
 
 class StorageManager:
     """`owner_uid`: who writes slots on this server's behalf. `boot_id`: tells this server from others at a
-    shared backend. `find_excess`: bytes over quota by tenant."""
+    shared backend."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class StorageManager:
         owner_uid: int,
         boot_id: int,
         metrics: StorageMetrics,
-        find_excess: FindExcess,
+        limits: TenantLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes the adapters and opens none. Raises ConfigError."""
@@ -76,7 +76,7 @@ class StorageManager:
             make_prefetch_policy(config.prefetch_policy), config.prefetch, owner_uid, self.metrics, clock,
             lambda: self._prefetch_thread.wake(),
         )  # fmt: skip
-        self._evictor = L2EvictionController(self._evictions, find_excess)
+        self._evictor = L2EvictionController(self._evictions, limits)
         self._scrubber = Scrubber(config.scrub, self.metrics, clock)
         self._store_thread = self._loop("lmcache-l2-store", self.stores.cycle)
         self._prefetch_thread = self._loop("lmcache-l2-prefetch", self.prefetches.cycle)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lmcache.core.keys import ObjectKey
 from lmcache.errors import L2Error
+from lmcache.l2.base import L2Adapter
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier, TierState
 
@@ -58,7 +61,7 @@ class Scrubber:
             keys, following = tier.adapter.keys_after(self._cursors.get(tier.index, 0), num_keys_max)
             self._cursors[tier.index] = following
             for key in keys:
-                is_whole = tier.call(lambda adapter, key=key: adapter.verify(key))  # type: ignore[misc]
+                is_whole = tier.call(functools.partial(_verify, key))
                 self._metrics.scrubbed.add(1, tier.name)
                 self.num_verified += 1
                 if not is_whole:
@@ -75,3 +78,7 @@ class Scrubber:
             "verified_count": self.num_verified,
             "removed_count": self.num_removed,
         }
+
+
+def _verify(key: ObjectKey, adapter: L2Adapter) -> bool:
+    return adapter.verify(key)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from lmcache.core.keys import ObjectKey
 from lmcache.l2.base import AdapterContext, EvictionConfig, L2Adapter, Source, StoreStatus
+from lmcache.l2.forwarding import ForwardingL2Adapter
+from lmcache.l2.indexed import IndexedL2Adapter
 
 LEASE_TTL_S = 60.0
 
@@ -25,6 +27,8 @@ class L2Backend(abc.ABC):
     """Whether an adapter opened later finds the objects of one before it."""
     respects_capacity: bool = True
     """Whether the adapter makes room by evicting."""
+    listing_asks_the_backend: bool = False
+    """Whether a listing leaves out at once what vanished from the backend; else it is what the adapter believes."""
     payload_sizes: Sequence[int] = (1, 4096, 100_003)
     layout: str = ""
 
@@ -167,9 +171,11 @@ class Bench:
 
     def check(self) -> None:
         """Raise unless the adapter's books agree with each other."""
-        check = getattr(getattr(self.adapter, "index", None), "check_integrity", None)
-        if check is not None:
-            check()
+        adapter = self.adapter
+        while isinstance(adapter, ForwardingL2Adapter):
+            adapter = adapter.inner
+        if isinstance(adapter, IndexedL2Adapter):
+            adapter.index.check_integrity()
 
 
 def make_key(number: int, model_name: str = "meta/llama", cache_salt: str = "", kv_rank: int = 0x01000100) -> ObjectKey:

@@ -1,4 +1,4 @@
-"""Models made on the spot: a config.json, and random weights from a seed where the shape is a Llama's.
+"""Models made on the spot: a config.json, and random weights from a seed where the shape is Llama's or DeepSeek's.
 
 Other shapes run with the engine's dummy weights.
 """
@@ -119,7 +119,7 @@ def write_model(folder: pathlib.Path, config: dict[str, Any]) -> pathlib.Path:
 
 
 def has_weights(config: dict[str, Any]) -> bool:
-    return bool(config["architectures"] == ["LlamaForCausalLM"])
+    return config["architectures"][0] in _ATTENTION_SHAPES
 
 
 def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int) -> None:
@@ -135,7 +135,7 @@ def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int) -> No
                 return
     random = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in _llama_shapes(config):
+    for name, shape in _shapes(config):
         if len(shape) == 1:
             tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
             continue
@@ -144,17 +144,14 @@ def write_weights(folder: pathlib.Path, config: dict[str, Any], seed: int) -> No
     save_file(tensors, path, {"format": "pt", "seed": str(seed)})
 
 
-def _llama_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
+    attention = _ATTENTION_SHAPES[config["architectures"][0]]
     yield "model.embed_tokens.weight", (vocab, hidden)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
-        yield prefix + "self_attn.q_proj.weight", (queries, hidden)
-        yield prefix + "self_attn.k_proj.weight", (keys, hidden)
-        yield prefix + "self_attn.v_proj.weight", (keys, hidden)
-        yield prefix + "self_attn.o_proj.weight", (hidden, queries)
+        for name, shape in attention(config):
+            yield f"{prefix}self_attn.{name}.weight", shape
         yield prefix + "mlp.gate_proj.weight", (inner, hidden)
         yield prefix + "mlp.up_proj.weight", (inner, hidden)
         yield prefix + "mlp.down_proj.weight", (hidden, inner)
@@ -162,6 +159,30 @@ def _llama_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]
         yield prefix + "post_attention_layernorm.weight", (hidden,)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (vocab, hidden)
+
+
+def _llama_attention(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config["hidden_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    yield "q_proj", (queries, hidden)
+    yield "k_proj", (keys, hidden)
+    yield "v_proj", (keys, hidden)
+    yield "o_proj", (hidden, queries)
+
+
+def _deepseek_attention(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Without a low rank for queries. Its layers are dense as far as `first_k_dense_replace` says."""
+    hidden, heads, latent = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
+    plain, rotated, values = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    yield "q_proj", (heads * (plain + rotated), hidden)
+    yield "kv_a_proj_with_mqa", (latent + rotated, hidden)
+    yield "kv_a_layernorm", (latent,)
+    yield "kv_b_proj", (heads * (plain + values), latent)
+    yield "o_proj", (hidden, heads * values)
+
+
+_ATTENTION_SHAPES = {"LlamaForCausalLM": _llama_attention, "DeepseekV2ForCausalLM": _deepseek_attention}
 
 
 def write_adapter(folder: pathlib.Path, config: dict[str, Any], seed: int, rank: int = 8) -> pathlib.Path:
@@ -172,7 +193,7 @@ def write_adapter(folder: pathlib.Path, config: dict[str, Any], seed: int, rank:
     folder.mkdir(parents=True, exist_ok=True)
     random = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in _llama_shapes(config):
+    for name, shape in _shapes(config):
         if "q_proj" in name or "v_proj" in name:
             stem = f"base_model.model.{name.removesuffix('.weight')}"
             tensors[f"{stem}.lora_A.weight"] = torch.randn((rank, shape[1]), generator=random) * _MATRIX_STD

@@ -34,10 +34,9 @@ _POISON = 0xA5
 class EngineSite:
     """One thread's. `http` asks the server; `start_engine` waits until the engine has joined."""
 
-    def __init__(self, folder: pathlib.Path, nursery: Nursery) -> None:
+    def __init__(self, folder: pathlib.Path, nursery: Nursery, *flags: str) -> None:
         self._nursery = nursery
-        flags = ("--chunk-size", str(CHUNK_SIZE), "--port", str(free_port()))
-        self.server = RunningServer(folder, *flags)
+        self.server = RunningServer(folder, "--chunk-size", str(CHUNK_SIZE), "--port", str(free_port()), *flags)
         self._engines: list[EngineHandle] = []
 
     @property
@@ -79,8 +78,8 @@ class EngineSite:
 
 
 @contextmanager
-def engine_site(folder: pathlib.Path, nursery: Nursery) -> Iterator[EngineSite]:
-    site = EngineSite(folder, nursery)
+def engine_site(folder: pathlib.Path, nursery: Nursery, *flags: str) -> Iterator[EngineSite]:
+    site = EngineSite(folder, nursery, *flags)
     try:
         site.server.wait_until_up()
         yield site

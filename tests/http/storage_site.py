@@ -143,6 +143,9 @@ class SilentL2Adapter(L2Adapter):
         target[:] = self.objects[key]
         return Loaded(len(target))
 
+    def load_whole(self, key: ObjectKey) -> memoryview:
+        return memoryview(self.objects[key])
+
     def usage(self) -> Usage:
         return Usage(sum(map(len, self.objects.values())))
 

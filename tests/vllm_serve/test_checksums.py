@@ -18,33 +18,12 @@ from lmcache.testing.vllm_spec import EngineSpec
 from tests.server.running import RunningServer
 from tests.vllm_serve.conftest import CHUNK
 from tests.vllm_serve.serving import num_clients, random_prompt, status, wait_until, worker_ids
+from tests.vllm_serve.workers import ENVIRONMENT, TWO_RANKS, in_workers
 
 NUM_BLOCKS, BLOCK = 24, 128
 NUM_CHUNKS = 3
 NUM_LAYERS = TINY_LLAMA["num_hidden_layers"]
 BLOCKS_PER_CHUNK = CHUNK // BLOCK
-
-# Runs in each worker; sent by value, since workers do not know this module.
-_IN_WORKERS = """
-def digests(worker, block_ids, chunk_size):
-    import hashlib
-    def of(layers, ids):
-        blobs = [layer[i].float().contiguous().numpy().tobytes() for layer in layers for i in ids]
-        return hashlib.md5(b"".join(blobs)).hexdigest()
-    layers = worker.model_runner.kv_caches
-    chunks = [block_ids[start:start + chunk_size] for start in range(0, len(block_ids), chunk_size)]
-    by_layer = {f"layer_{n}": [of([layer], ids) for ids in chunks] for n, layer in enumerate(layers)}
-    return [of(layers, ids) for ids in chunks], by_layer
-
-def wipe(worker):
-    for layer in worker.model_runner.kv_caches:
-        layer.zero_()
-
-def shape(worker):
-    return [list(layer.shape) for layer in worker.model_runner.kv_caches]
-
-result = llm.collective_rpc(locals()[function], args=arguments)
-"""
 
 
 @dataclass
@@ -57,8 +36,7 @@ class Checked:
 
     def in_workers(self, name: str, *arguments: Any) -> list[Any]:
         """One result per rank."""
-        found: list[Any] = self.process.run(_IN_WORKERS, function=name, arguments=arguments)
-        return found
+        return in_workers(self.process, name, *arguments)
 
     def check(self, **query: Any) -> dict[str, Any]:
         answer = self.server.http.get("/kvcache/check", params=query)
@@ -87,9 +65,7 @@ def engine(
     request: pytest.FixtureRequest, model: pathlib.Path, cache_server: RunningServer, connector: dict[str, Any]
 ) -> Iterator[Checked]:
     num_ranks = request.param
-    environment = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-    if num_ranks > 1:
-        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": "1"}
+    environment = TWO_RANKS if num_ranks > 1 else ENVIRONMENT
     options = {
         "tensor_parallel_size": num_ranks, "max_model_len": 2048, "num_gpu_blocks_override": NUM_BLOCKS,
     }  # fmt: skip

@@ -46,7 +46,7 @@ class FSL2Adapter(IndexedL2Adapter):
         self._config = config
         self.folder = CacheFolder(config.base_path, config.relative_tmp_dir, context.boot_id)
         self.files = ObjectFiles(config.use_odirect, config.read_ahead_size, wall_clock)
-        self._scanner = Scanner(self.folder, self.files, self.index, self._forget)
+        self._scanner = Scanner(self.folder, self.files, self.index, self._adopt, self._forget)
         # Held for a whole round of housekeeping, and while opening and closing: one after the other.
         self._housekeeping = threading.Lock()
         self._is_open = False
@@ -70,10 +70,17 @@ class FSL2Adapter(IndexedL2Adapter):
     def store(self, key: ObjectKey, source: Source) -> StoreStatus:
         if not self.index.contains(key):
             expected = len(encode_header(key, len(source.data), 0, source.layout, ALIGN)) + len(source.data)
-            # One of another length is torn, and gets replaced.
-            if self._probe([key]) == [expected]:
-                self.index.adopt(key, expected)
+            self._adopt_whole(key, expected)
         return super().store(key, source)
+
+    def _adopt_whole(self, key: ObjectKey, expected_bytes: int) -> None:
+        """Take up what another server stored under this key; one of another length is torn, and gets replaced."""
+        sizes = [-1]
+        self.index.begin_probe([key])
+        try:
+            sizes = [size if size == expected_bytes else -1 for size in self._probe([key])]
+        finally:
+            self.index.end_probe([key], sizes)
 
     def _write(self, key: ObjectKey, header: bytes, data: memoryview) -> int:
         return self.files.write(self.folder.temporary_path(), self.folder.object_path(key), header, data)

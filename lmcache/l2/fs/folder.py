@@ -114,7 +114,7 @@ class CacheFolder:
     def is_in_place(self) -> bool:
         """Whether the folder is still the one that was entered."""
         try:
-            return self._own is not None and self._own.is_in_place()
+            return self._own is not None and self._own.is_in_place() and os.path.isdir(self._temporaries)
         except OSError:
             return False
 

@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, CorruptObjectError, ObjectMissingError
@@ -27,15 +27,21 @@ _UNKNOWN_NS = -1
 
 
 class Scanner:
-    """One thread at a time. `on_gone` is told of objects of the index whose files others removed."""
+    """One thread at a time. A rescan tells of objects whose files others stored, and of those whose files are gone."""
 
     def __init__(
-        self, folder: CacheFolder, files: ObjectFiles, index: ObjectIndex, on_gone: Callable[[ObjectKey], None],
+        self,
+        folder: CacheFolder,
+        files: ObjectFiles,
+        index: ObjectIndex,
+        on_found: Callable[[Sequence[ObjectKey]], None],
+        on_gone: Callable[[ObjectKey], None],
         wall_clock_ns: Callable[[], int] = time.time_ns,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._folder = folder
         self._files = files
         self._index = index
+        self._on_found = on_found
         self._on_gone = on_gone
         self._wall_clock_ns = wall_clock_ns
         self._names = NameReader()
@@ -89,10 +95,8 @@ class Scanner:
         for name, key in held.items():
             if name not in names and not os.path.lexists(os.path.join(path, name)):
                 self._on_gone(key)
-        batch = ObjectBatch()
-        self._find(shard, names - held.keys(), batch)
-        for row, space_id in enumerate(batch.space_ids):
-            self._index.adopt(batch.spaces[space_id].key(batch.digest(row)), batch.sizes[row])
+        unknown = [self._identify(shard, name) for name in names - held.keys()]
+        self._on_found([found[0].key(found[1]) for found in unknown if found is not None])
         return len(names) + 1
 
     def _list(self, shard: int) -> set[bytes]:
@@ -115,7 +119,7 @@ class Scanner:
             raise BackendError(f"{self._folder.base_path} cannot be read: {error.strerror}") from error
         try:
             for name in names:
-                found = self._names.read(name, shard) or self._read_key(shard, name)
+                found = self._identify(shard, name)
                 if found is None:
                     continue
                 try:
@@ -126,6 +130,9 @@ class Scanner:
                     batch.add(*found, status.st_size, status.st_mtime_ns)
         finally:
             os.close(descriptor)
+
+    def _identify(self, shard: int, name: bytes) -> tuple[Space, bytes] | None:
+        return self._names.read(name, shard) or self._read_key(shard, name)
 
     def _read_key(self, shard: int, name: bytes) -> tuple[Space, bytes] | None:
         """From the header of a file with a hashed name. One that is ours and damaged is removed."""

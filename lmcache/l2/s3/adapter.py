@@ -1,11 +1,11 @@
-"""Objects in a bucket that several servers may share: an index rebuilt from a listing, and asked again where it may lag."""
+"""Objects in a bucket that several servers may share: an index made from a listing, and a question where it may lag."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,7 +22,6 @@ from lmcache.l2.page_tokens import decode_name_token, encode_name_token
 from lmcache.l2.s3.client import make_store, translated
 from lmcache.l2.s3.config import S3Config
 from lmcache.l2.s3.listing import BucketListing
-from lmcache.l2.s3.location import Service
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +56,10 @@ class S3L2Adapter(IndexedL2Adapter):
 
     def open(self) -> None:
         with self._calling():
-            entries = self._listing.after("")
             if self.context.is_persistent:
-                self.index.adopt_all((entry.key, entry.num_bytes, entry.written_s) for entry in entries)
+                self.index.adopt_all(self._listing.find_all())
             else:
-                next(entries, None)  # the bucket can be reached
+                next(self._listing.after(""), None)  # the bucket can be reached
         self._is_open = True
         logger.info("%s holds %d objects in %s", self.class_name, self.num_objects, self._location)
 
@@ -86,7 +84,7 @@ class S3L2Adapter(IndexedL2Adapter):
         with self._calling():
             try:
                 obstore.put(
-                    self._store, self._name(key), memoryview(content),
+                    self._store, self._name(key), content.data,
                     use_multipart=len(content) > part_bytes, chunk_size=part_bytes,
                 )  # fmt: skip
             except FileNotFoundError as error:
@@ -101,7 +99,7 @@ class S3L2Adapter(IndexedL2Adapter):
             header = decode_header(first)
             check_header(header, key, len(target))
             end = 0
-            for piece in itertools.chain([first[header.header_bytes :]], pieces):
+            for piece in itertools.chain((first[header.header_bytes :],), map(memoryview, pieces)):
                 start, end = end, end + len(piece)
                 if end > len(target):
                     raise CorruptObjectError("it is longer than its header says")

@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from lmcache.errors import BackendError, BackendFullError, ConfigError, ObjectMissingError
 from lmcache.l2.s3.config import S3Config
 from lmcache.l2.s3.location import Location, Service
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 BucketStore = S3Store | GCSStore | AzureStore
 

@@ -11,6 +11,7 @@ import obstore
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import CorruptObjectError, ObjectMissingError
 from lmcache.l2.envelope import HEADER_BYTES_MAX, decode_header
+from lmcache.l2.object_index import ObjectBatch, Space
 from lmcache.l2.object_names import LONG_NAMES, key_of_name, model_start, object_name
 from lmcache.l2.s3.client import BucketStore, translated
 from lmcache.l2.s3.location import Location
@@ -28,7 +29,7 @@ class Entry:
     name: str
     key: ObjectKey
     num_bytes: int
-    written_s: float
+    written_s: int
 
 
 class BucketListing:
@@ -46,7 +47,16 @@ class BucketListing:
             for meta in self._metas(start, name):
                 key = self._key(meta["path"])
                 if key is not None and model_name in (None, key.model_name):
-                    yield Entry(meta["path"], key, meta["size"], meta["last_modified"].timestamp())
+                    yield Entry(meta["path"], key, meta["size"], int(meta["last_modified"].timestamp()))
+
+    def find_all(self) -> ObjectBatch:
+        """Every object, the one written last as the one used last."""
+        batch = ObjectBatch()
+        for entry in self.after(""):
+            key = entry.key
+            space = Space(key.model_name, key.kv_rank, key.object_group_id, key.cache_salt)
+            batch.add(space, key.chunk_hash, entry.num_bytes, entry.written_s)
+        return batch
 
     def _metas(self, start: str, name: str) -> Iterator[ObjectMeta]:
         """Names that begin with `start`, behind `name`."""
