@@ -29,7 +29,7 @@ from lmcache.l2.fs import Config, make
 from lmcache.l2.fs.names import NUM_SHARDS, file_name, shard_name
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier
-from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.metrics import Counter, MetricRegistry
 
 OBJECT_BYTES = 16 * MIB
 NUM_OBJECTS = 16
@@ -60,7 +60,8 @@ class _Files:
             self._slot(number)[:] = os.urandom(MIB) * (OBJECT_BYTES // MIB)
         config = Config(str(self._base), num_workers=NUM_THREADS, use_odirect=use_odirect)
         self._adapter = make(config, AdapterContext("fs"))
-        self.tier = Tier(0, self._adapter, StorageMetrics(MetricRegistry()))
+        metrics = StorageMetrics(MetricRegistry(), Counter("read_failure", ""), Counter("allocation_failure", ""))
+        self.tier = Tier(0, self._adapter, metrics)
         self.tier.start()
         self.tier.wait_until_open(10)
         self._keys = [_key(number) for number in range(NUM_OBJECTS)]

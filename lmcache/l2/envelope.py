@@ -45,7 +45,8 @@ def running_checksum() -> xxhash.xxh3_64:
 
 def encode_header(key: ObjectKey, payload_bytes: int, payload_xxh3: int, layout: str = "", align: int = 8) -> bytes:
     """A header whose length is a multiple of `align`, padded with zeros; its last 8 bytes are its own xxh3."""
-    names = [key.chunk_hash, key.model_name.encode(), key.cache_salt.encode(), layout.encode()[:_LAYOUT_BYTES_MAX]]
+    short_layout = layout.encode()[:_LAYOUT_BYTES_MAX].decode(errors="ignore").encode()
+    names = [key.chunk_hash, key.model_name.encode(), key.cache_salt.encode(), short_layout]
     size = align_up(_FIXED.size + sum(map(len, names)) + _CHECKSUM.size, align)
     if size > HEADER_BYTES_MAX:
         raise KeyFormatError(f"a key of {size} bytes does not fit a header of {HEADER_BYTES_MAX}")

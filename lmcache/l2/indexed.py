@@ -64,6 +64,10 @@ class IndexedL2Adapter(L2Adapter):
     def _remove(self, keys: Sequence[ObjectKey]) -> None:
         """Remove objects; one that is absent is fine. Raises BackendError."""
 
+    def _room_for(self, object_bytes: int) -> int | None:
+        """What an object of that many bytes, header included, takes on the backend; None: it can never fit."""
+        return object_bytes
+
     def _probe(self, keys: Sequence[ObjectKey]) -> list[int]:
         """Stored bytes of each key on a shared backend, -1 where it is absent. Raises BackendError."""
         return [-1] * len(keys)
@@ -73,8 +77,8 @@ class IndexedL2Adapter(L2Adapter):
     def store(self, key: ObjectKey, source: Source) -> StoreStatus:
         # Room is counted with the header; its exact length does not depend on the checksum.
         header_bytes = len(encode_header(key, len(source.data), 0, source.layout, self.header_align))
-        num_bytes = header_bytes + len(source.data)
-        if self.index.capacity_bytes and num_bytes > self.index.capacity_bytes:
+        num_bytes = self._room_for(header_bytes + len(source.data))
+        if num_bytes is None or (self.index.capacity_bytes and num_bytes > self.index.capacity_bytes):
             return StoreStatus.NO_ROOM
         if not self.index.begin_store(key, num_bytes):
             return StoreStatus.EXISTS

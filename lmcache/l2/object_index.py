@@ -299,6 +299,10 @@ class ObjectIndex:
             row = self._find(key)
             return self._sizes[row] if row >= 0 else -1
 
+    def leased_keys(self) -> list[ObjectKey]:
+        with self._mutex:
+            return [self._key(row) for row in self._leases]
+
     @property
     def num_leased(self) -> int:
         return len(self._leases)
