@@ -213,7 +213,7 @@ class StorageManager:
         if not 0 <= adapter_index < len(tiers):
             raise AdapterNotFoundError(f"{backend} adapter not found")
         tier = tiers[adapter_index]
-        with tier.reconfiguring:
+        with tier.gate.change():
             result = tier.call(lambda adapter: adapter.reconfigure(operation, payload))
         return {**result, "adapter_index": adapter_index}
 

@@ -20,6 +20,7 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, BreakerOpenError, ConfigError, CorruptObjectError, L2Error, LMCacheError
 from lmcache.l2.base import L2Adapter, Loaded, Source, StoreStatus
 from lmcache.storage.breaker import BreakerConfig, BreakerState, CircuitBreaker
+from lmcache.storage.call_gate import CallGate
 from lmcache.storage.metrics import StorageMetrics
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,7 @@ class Tier:
         self._is_started = False
         self._is_stopping = False
         self._opened = threading.Event()
-        # Held by whoever changes the adapter's settings: one change after the other.
-        self.reconfiguring = threading.Lock()
+        self.gate = CallGate(self.name)
         self._num_threads = max(2, adapter.num_threads)
         self._threads = [
             threading.Thread(target=self._run, name=f"lmcache-l2-{self.name}-{index}-{number}", daemon=True)
@@ -276,6 +276,10 @@ class Tier:
             raise BreakerOpenError(f"L2 adapter {self.name} is {self.state}: {self.breaker.last_error or 'not ready'}")
         if self.is_stalled:
             raise BreakerOpenError(f"L2 adapter {self.name} does not answer")
+        with self.gate.call():
+            return self._call(work)
+
+    def _call(self, work: Callable[[L2Adapter], T]) -> T:
         if not self.breaker.allows():
             raise BreakerOpenError(f"L2 adapter {self.name} is left alone after failures: {self.breaker.last_error}")
         try:

@@ -154,7 +154,7 @@ class SilentL2Adapter(L2Adapter):
 
 
 class FaultyL2Adapter(MockL2Adapter):
-    """Raises `error` instead of doing what an operator asks for. `gate`: opening waits for it."""
+    """Raises `error` instead of doing what an operator asks for. `gate`: opening and listing wait for it."""
 
     supported_operations = ("fail", "count")
 
@@ -163,7 +163,7 @@ class FaultyL2Adapter(MockL2Adapter):
         self.error: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
-        self.num_inside = self.most_inside = 0
+        self.num_inside = self.most_inside = self.num_waiting = 0
         self.counting = threading.Lock()
 
     def open(self) -> None:
@@ -179,6 +179,9 @@ class FaultyL2Adapter(MockL2Adapter):
 
     def list_l2_keys(self, model_name: str | None, page_size: int, page_token: str | None) -> KeyPage:
         self._meet()
+        with self.counting:
+            self.num_waiting += 1
+        self.gate.wait(30)
         return super().list_l2_keys(model_name, page_size, page_token)
 
     def reconfigure(self, operation: str, payload: Mapping[str, object]) -> dict[str, object]:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from lmcache.core.keys import ObjectKey
+from lmcache.l1 import by_key
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.l1.values import Place
 from lmcache.protocol.blobs import split_places
@@ -87,8 +88,13 @@ def test_a_shared_backend_is_told(site: StorageSite, monkeypatch: pytest.MonkeyP
     assert site.ask("GET", "/cache/objects").json()["shared"] is True
 
 
+@pytest.mark.parametrize("objects_per_slice", [512, 2])
 @pytest.mark.parametrize("page_size", [1, 2, 7, 5000])
-def test_l1_is_listed_page_by_page(site: StorageSite, page_size: int) -> None:
+def test_l1_is_listed_page_by_page(
+    site: StorageSite, page_size: int, objects_per_slice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_key, "_OBJECTS_PER_SLICE", objects_per_slice)
+    monkeypatch.setattr(by_key, "_RECORDS_PER_SLICE", 7 * objects_per_slice)
     keys = [make_key(number, model, salt) for number in range(3) for model in ("a", "b") for salt in ("", "s")]
     for key in keys:
         write_l1(site, key)

@@ -14,6 +14,8 @@ import pytest
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, ReconfigureError
+from lmcache.storage.call_gate import CallGate
+from lmcache.storage.tier import Tier
 from tests.http.no_engine import ask
 from tests.http.storage_site import (
     FAULTY,
@@ -396,6 +398,36 @@ def test_an_open_breaker(faulty: tuple[StorageSite, FaultyL2Adapter]) -> None:
         assert (answer.status_code, answer.json()) == (503, {"detail": text})
     answer = site.delete([make_key(1)])
     assert (answer.status_code, answer.json()["ok"], answer.json()["error"]) == (200, False, text)
+
+
+def test_an_adapter_whose_threads_hang(site: StorageSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tier, "is_stalled", True)
+    answer = site.ask("GET", "/l2/keys")
+    assert (answer.status_code, answer.json()) == (503, {"detail": f"L2 adapter {site.tier().name} does not answer"})
+
+
+def test_a_backend_that_hangs_keeps_nobody_for_ever(faulty: tuple[StorageSite, FaultyL2Adapter]) -> None:
+    """Eight calls do not come back: the ninth is told so, and the other endpoints are answered."""
+    site, adapter = faulty
+    site.tier().gate = CallGate("faulty", call_patience_s=0.01)
+    adapter.gate.clear()
+
+    async def conversation(http: httpx.AsyncClient) -> tuple[list[httpx.Response], list[int], list[int]]:
+        stuck = [asyncio.create_task(http.get("/l2/keys")) for _ in range(8)]
+        while adapter.num_waiting < 8:
+            await asyncio.sleep(0.001)
+        refused = [await http.get("/l2/keys"), await http.request("DELETE", "/l2", json={"keys": []})]
+        paths = ("/status", "/quota", "/reconfigure/faulty/status", "/cache/prefetches/1", "/cache/objects?tier=l1")
+        meanwhile = [(await http.get(path)).status_code for path in paths]
+        adapter.gate.set()
+        return refused, meanwhile, [(await task).status_code for task in stuck]
+
+    (listing, deletion), meanwhile, late = site.talk(conversation)
+    text = "L2 adapter faulty has 8 calls to answer already"
+    assert (listing.status_code, listing.json()) == (503, {"detail": text})
+    assert (deletion.status_code, deletion.json()["ok"], deletion.json()["error"]) == (200, False, text)
+    assert meanwhile == [200, 200, 200, 404, 200]
+    assert late == [200] * 8
 
 
 def test_nothing_waits_for_a_slow_backend(faulty: tuple[StorageSite, FaultyL2Adapter]) -> None:

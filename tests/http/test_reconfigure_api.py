@@ -14,6 +14,7 @@ import pytest
 
 from lmcache.core.sizes import GIB
 from lmcache.errors import BackendError, ReconfigureError
+from lmcache.storage.call_gate import CallGate
 from tests.http.no_engine import ask
 from tests.http.storage_site import (
     FAKE_DAX,
@@ -182,6 +183,17 @@ def test_changes_of_one_adapter_follow_each_other(plugin: tuple[StorageSite, Fau
 
     site.talk(conversation)
     assert adapter.most_inside == 1
+
+
+def test_a_change_that_takes_too_long_is_not_waited_for(plugin: tuple[StorageSite, FaultyL2Adapter]) -> None:
+    site, _ = plugin
+    tier = site.tier("faulty")
+    tier.gate = CallGate("faulty", change_patience_s=0.01)
+    with tier.gate.change():
+        answer = site.ask("POST", "/reconfigure/faulty/count", json={})
+        text = "another change of L2 adapter faulty is under way"
+        assert (answer.status_code, answer.json()) == (503, {"error": text})
+    assert site.ask("POST", "/reconfigure/faulty/count", json={}).status_code == 200
 
 
 # Errors

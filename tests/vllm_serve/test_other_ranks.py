@@ -18,7 +18,7 @@ from tests.vllm_serve.workers import TWO_RANKS, filled_pages, in_workers
 
 NUM_CHUNKS = 3
 NUM_CLIENTS = 3  # a scheduler and two workers
-MLA_BLOCK, MLA_BLOCKS = 16, 160
+MLA_BLOCK, MLA_BLOCKS = 16, 256
 LLAMA_BLOCK, LLAMA_BLOCKS = 128, 24
 
 

@@ -20,14 +20,20 @@ T = TypeVar("T")
 Answers = dict[int | str, dict[str, Any]]
 
 NO_ENGINE = "engine not initialized"
-# They wait for backends: they must not use up the threads that the other endpoints work in.
-_CALLS_AT_ONCE_MAX = 16
+# They wait for backends: they must not use up the threads that the other endpoints work in. More than one adapter
+# lets in, so that those of another are answered.
+_CALLS_AT_ONCE_MAX = 64
 _limiter = CapacityLimiter(_CALLS_AT_ONCE_MAX)
 
 
 async def run_blocking(work: Callable[[], T]) -> T:
-    """Off the event loop, and waiting for its turn there where too many such calls are under way."""
+    """Off the event loop: what may wait for a backend."""
     return await anyio.to_thread.run_sync(work, limiter=_limiter)
+
+
+async def run_in_thread(work: Callable[[], T]) -> T:
+    """Off the event loop: what takes a moment, or the engine's mutex, and asks no backend."""
+    return await anyio.to_thread.run_sync(work)
 
 
 def find_engine(request: Request) -> MPCacheServer | None:

@@ -13,7 +13,7 @@ from lmcache.v1.multiprocess.http_apis.operator_calls import (
     described,
     refusal,
     require_engine,
-    run_blocking,
+    run_in_thread,
 )
 
 router = APIRouter(tags=["cache control"])
@@ -58,7 +58,7 @@ async def submit_prefetch(request: Request, body: PrefetchBody) -> Response:
         answer = {"request_id": ticket.request_id, "chunks": ticket.num_chunks, "status": "submitted"}
         return answer_json(answer, 202)
 
-    return await run_blocking(submit)
+    return await run_in_thread(submit)
 
 
 @router.get("/cache/prefetches/{request_id}", summary="How a prefetch fares", responses=_ASK_ANSWERS)
@@ -66,7 +66,7 @@ async def ask_prefetch(request: Request, request_id: str) -> Response:
     """Keys are chunks times ranks, for every engine that could use them; those found are in L1 now, as far as
     they follow each other without a gap."""
     engine = require_engine(request)
-    ticket = await run_blocking(lambda: engine.prefetch_ticket(request_id))
+    ticket = await run_in_thread(lambda: engine.prefetch_ticket(request_id))
     if ticket is None:
         raise HTTPException(404, f"no prefetch has request_id {request_id[:100]!r}")
     answer: dict[str, object] = {"request_id": request_id, "status": "pending"}

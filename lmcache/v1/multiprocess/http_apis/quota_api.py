@@ -19,7 +19,7 @@ from lmcache.v1.multiprocess.http_apis.operator_calls import (
     answer_json,
     described,
     find_engine,
-    run_blocking,
+    run_in_thread,
 )
 
 router = APIRouter(tags=["quotas"])
@@ -116,7 +116,7 @@ async def _answer(
         return answer_json({"error": NO_ENGINE}, 503)
     try:
         salt = check_cache_salt("" if path_salt == _SENTINEL else path_salt)
-        return answer_json(await run_blocking(lambda: work(engine, salt)))
+        return answer_json(await run_in_thread(lambda: work(engine, salt)))
     except KeyFormatError as error:
         return answer_json({"error": str(error)}, 400)
     except HTTPException as error:

@@ -16,6 +16,7 @@ from lmcache.v1.multiprocess.http_apis.operator_calls import (
     described,
     find_engine,
     run_blocking,
+    run_in_thread,
 )
 
 router = APIRouter(tags=["runtime reconfiguration"])
@@ -62,7 +63,7 @@ async def report_backend(request: Request, backend: str) -> Response:
     engine = find_engine(request)
     if engine is None:
         return _error(503, NO_ENGINE)
-    entries = await run_blocking(lambda: engine.storage.reconfigure_status(name))
+    entries = await run_in_thread(lambda: engine.storage.reconfigure_status(name))
     return answer_json({"enabled": bool(entries), "backend": name, "num_adapters": len(entries), "adapters": entries})
 
 
