@@ -198,6 +198,21 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def alternating_pairs(
+    ours: Callable[[], None], other: Callable[[], None], prepare: Callable[[], None], num_pairs: int
+) -> list[tuple[float, float]]:
+    """Seconds of both, who goes first in turn; the first pair warms up and does not count."""
+    found = []
+    for number in range(num_pairs + 1):
+        prepare()
+        if number % 2:
+            other_s, ours_s = seconds(other), seconds(ours)
+        else:
+            ours_s, other_s = seconds(ours), seconds(other)
+        found.append((ours_s, other_s))
+    return found[1:]
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

@@ -139,31 +139,36 @@ def _in_threads(work: Callable[[int], None]) -> None:
 
 def _transfer_rows(base: pathlib.Path) -> list[Row]:
     files = _Files(base)
-    stores, bare_stores, loads, bare_loads = [], [], [], []
     try:
-        for pair in range(NUM_PAIRS + 1):  # the first warms up
-            files.delete()
-            first, second = (files.store, files.bare_store)[:: 1 if pair % 2 else -1]
-            times = {first: seconds(first), second: seconds(second)}
-            files.bare_load()
-            first, second = (files.load, files.bare_load)[:: 1 if pair % 2 else -1]
-            times |= {first: seconds(first), second: seconds(second)}
-            if pair:
-                stores.append(times[files.store])
-                bare_stores.append(times[files.bare_store])
-                loads.append(times[files.load])
-                bare_loads.append(times[files.bare_load])
+        stores = _pairs(files.store, files.bare_store, files.delete)
+        os.sync()  # what is still being written to the disk would disturb the loads
+        loads = _pairs(files.load, files.bare_load, lambda: None)
     finally:
         files.close()
-    return [*_compared("load", loads, bare_loads, "preadv"), *_compared("store", stores, bare_stores, "pwrite+rename")]
+    return [*_compared("load", loads, "preadv"), *_compared("store", stores, "pwrite+rename")]
 
 
-def _compared(what: str, ours: list[float], bare: list[float], bare_name: str) -> list[Row]:
-    ratio = median([theirs / own for own, theirs in zip(ours, bare, strict=True)])
+def _pairs(
+    ours: Callable[[], None], bare: Callable[[], None], prepare: Callable[[], None]
+) -> list[tuple[float, float]]:
+    """Seconds of both, who goes first in turn; the first pair warms up and does not count."""
+    found = []
+    for number in range(NUM_PAIRS + 1):
+        prepare()
+        if number % 2:
+            bare_s, ours_s = seconds(bare), seconds(ours)
+        else:
+            ours_s, bare_s = seconds(ours), seconds(bare)
+        found.append((ours_s, bare_s))
+    return found[1:]
+
+
+def _compared(what: str, pairs: list[tuple[float, float]], bare_name: str) -> list[Row]:
+    ratio = median([bare_s / ours_s for ours_s, bare_s in pairs])
     gigabytes = NUM_OBJECTS * OBJECT_BYTES / 1e9
     return [
-        Row(f"{what}, checksum included", f"{gigabytes / median(ours):.2f} GB/s"),
-        Row(f"{bare_name} of the same", f"{gigabytes / median(bare):.2f} GB/s"),
+        Row(f"{what}, checksum included", f"{gigabytes / median([ours_s for ours_s, _ in pairs]):.2f} GB/s"),
+        Row(f"{bare_name} of the same", f"{gigabytes / median([bare_s for _, bare_s in pairs]):.2f} GB/s"),
         Row(f"{what} as a part of that", f"{ratio:.2f}", f">= {RATIO_MIN}", ratio >= RATIO_MIN),
     ]
 

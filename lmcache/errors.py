@@ -144,7 +144,8 @@ class AdapterNotFoundError(L2Error):
 
 
 class ReconfigureError(L2Error):
-    """A reconfiguration that was refused. `status` is the HTTP code that says why; `details` goes into the answer."""
+    """A reconfiguration that was refused. `status` is the HTTP code that says why; `details` goes into the answer,
+    and is all of it where the text is empty."""
 
     def __init__(self, status: int, text: str, details: dict[str, object] | None = None) -> None:
         super().__init__(text)

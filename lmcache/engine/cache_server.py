@@ -87,13 +87,13 @@ class MPCacheServer:
         self.boot_id = random_id()
         self.quotas = QuotaManager(config.default_quota_bytes, config.quota_file)
         self.wipes = WipeLog(metrics)
-        self._quota_cycle = QuotaCycle(self.quotas, self.wipes, self._open_l1)
+        limits = TierLimits(self.quotas, self.wipes, lambda: self.usage)
+        self._quota_cycle = QuotaCycle(limits, self._open_l1)
         self.pool = Pool(config.pool, clock, steps, self.quotas)
         self.pool_lost_error = ""
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
         self.sessions = SessionTable(clock, config.session_ttl_s, config.read_ttl_s)
         l2_metrics = StorageMetrics(metrics, self.metrics.l1_read_failure, self.metrics.l1_allocation_failure)
-        limits = TierLimits(self.quotas, self.wipes)
         self.storage = StorageManager(config.storage, SERVER_UID, self.boot_id, l2_metrics, limits, clock)
         self.prefetches = PrefetchModule(
             self.storage, self.registry, make_algorithm(config.hash_algorithm), config.chunk_size, clock
@@ -180,7 +180,8 @@ class MPCacheServer:
             self.stores.forget(uid)
         self.boot_id = self._random_id()
         self.pool.abandon()
-        self.pool = Pool(self.config.pool, self._clock, self._steps, self.quotas)
+        # Whatever lies there now: our own tiers may still be loading into the slots of the old files.
+        self.pool = Pool(self.config.pool, self._clock, self._steps, self.quotas, adopts=False)
 
     # Operators
 
@@ -251,9 +252,11 @@ class MPCacheServer:
 
     def report_status(self) -> dict[str, object]:
         """The engine's own fields, the storage manager's, and what each module contributes."""
+        l2 = self.storage.report_status()  # adapters may take their time, and no request waits for them
         with self.mutex:
             workers = self.registry.workers()
-            storage = self._report_storage()
+            l1 = self._report_l1()
+            storage = {**l2, "is_healthy": l1["is_healthy"] and l2["is_healthy"], "l1_manager": l1}
             return {
                 "is_healthy": storage["is_healthy"],
                 "engine_type": type(self).__name__,
@@ -271,10 +274,6 @@ class MPCacheServer:
                 "storage_manager": storage,
                 **self.management.report(),
             }
-
-    def _report_storage(self) -> dict[str, object]:
-        l1, l2 = self._report_l1(), self.storage.report_status()
-        return {**l2, "is_healthy": l1["is_healthy"] and l2["is_healthy"], "l1_manager": l1}
 
     def _report_l1(self) -> dict[str, object]:
         recovery = self.pool.recovery

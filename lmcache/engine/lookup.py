@@ -56,12 +56,12 @@ class LookupModule:
         found = self._lock_prefix(pool.l1, client, asked.request_id, prompt)
         num_in_l1 = found.num_chunks
 
-        def on_done(is_whole: bool) -> None:
-            answer(lambda: self._finish(pool.l1, client, asked, prompt, num_in_l1 if is_whole else None))
+        def on_done(_: bool) -> None:
+            answer(lambda: self._finish(pool.l1, client, asked, prompt, num_in_l1))
 
         if num_in_l1 < len(prompt.digests) and asked.wait_s > 0 and self._prefetches.begin(
             pool, client, asked.request_id, prompt.key, prompt.digests, num_in_l1,
-            min(asked.wait_s, _WAIT_S_MAX), on_done,
+            min(asked.wait_s, _WAIT_S_MAX), asked, on_done,
         ):  # fmt: skip
             return None
         self._prefetches.release(client.uid, asked.request_id)
@@ -69,14 +69,15 @@ class LookupModule:
         return found
 
     def _finish(
-        self, l1: L1Manager, client: Client, asked: Lookup, prompt: Prompt, num_in_l1: int | None
+        self, l1: L1Manager, client: Client, asked: Lookup, prompt: Prompt, num_in_l1: int
     ) -> Found | Failure:
-        """The reply to a lookup that waited for L2. `num_in_l1` None: it was called off meanwhile."""
-        if num_in_l1 is None:
-            return Found(0, b"")  # whoever called it off has settled what was held
-        self._prefetches.release(client.uid, asked.request_id)
+        """The reply to a lookup that waited for L2. What it was asked under may be over by now."""
         if self._registry.clients.get(client.uid) is not client:
             return Failure(ErrorCode.UNREGISTERED, "this client is not registered any more")
+        if not self._prefetches.settle(client.uid, asked.request_id, asked):
+            return Found(0, b"")  # whoever called it off has settled what was held
+        if self._registry.engine_of(client).root != prompt.key.root:
+            return Found(0, b"")  # of an engine that was reset, or is not whole any more
         found = self._lock_prefix(l1, client, asked.request_id, prompt)
         self._count(client.model_name, prompt, found.num_chunks, min(num_in_l1, found.num_chunks))
         return found

@@ -47,7 +47,7 @@ class PoolConfig:
 
 
 class Pool:
-    """Opened by the constructor, which recovers what a dead server left. Thread-safe."""
+    """Opened by the constructor, which recovers what a dead server left, if it `adopts`. Thread-safe."""
 
     def __init__(
         self,
@@ -55,11 +55,12 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         steps: StepObserver = NO_STEPS,
         quotas: QuotaManager | None = None,
+        adopts: bool = True,
     ) -> None:
         self.config = config
         self.quotas = quotas or QuotaManager()
         policy = make_policy(config.eviction_policy)
-        self.files = PoolFiles(config.folder, config.geometry, config.access)
+        self.files = PoolFiles(config.folder, config.geometry, config.access, adopts=adopts)
         self._records = RecordTable(self.files.index, PAGE_BYTES, config.geometry.num_records, steps)
         self._names = NamesTable(config.folder / "names", config.access.file_mode)
         slots = SlotTable(self._records, Allocator())
@@ -104,7 +105,9 @@ class Pool:
         self._populator.join(timeout_s)
 
     def abandon(self) -> None:
-        """Let go of files that somebody removed. `l1` may still be used: nobody will find what it does."""
+        """Let go of files that somebody removed. `l1` may still be used: nobody will find what it does. Idempotent."""
+        if self.is_closed:
+            return
         self.is_closed = True
         self._stopping.set()
         self._populator.join()

@@ -60,7 +60,8 @@ class PrefetchModule:
         self._chunk_size = chunk_size
         self._clock = clock
         # Requests that may have a job: to look here is cheaper than to ask the controller.
-        self._outstanding: OrderedDict[RequestKey, None] = OrderedDict()
+        # The value is the lookup that waits for it, if one does.
+        self._outstanding: OrderedDict[RequestKey, object] = OrderedDict()
         self._tickets: OrderedDict[str, PrefetchTicket] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -75,16 +76,25 @@ class PrefetchModule:
         digests: Sequence[bytes],
         first_chunk: int,
         wait_s: float,
+        waiter: object,
         on_done: Callable[[bool], None],
     ) -> bool:
-        """Fetch what follows the first chunks of a prompt. False: there is certainly nothing to wait for."""
+        """Fetch what follows the first chunks of a prompt. False: there is certainly nothing to wait for.
+        `on_done` may cross with whatever calls the prefetch off; `settle` tells it."""
         engine = self._registry.engine_of(client)
         request_key = (client.uid, request_id)
         if request_key not in self._outstanding and not self._is_promising(engine, key, digests, first_chunk):
             return False
         request = self._request(pool, engine, key, digests, first_chunk, wait_s)
-        self._remember(request_key)
+        self._remember(request_key, waiter)
         self._storage.prefetches.submit(request_key, request, on_done)
+        return True
+
+    def settle(self, client_uid: int, request_id: str, waiter: object) -> bool:
+        """The waiter has its answer. False: the request is over, or was asked anew, and waits for it no more."""
+        if self._outstanding.get((client_uid, request_id)) is not waiter:
+            return False
+        self.release(client_uid, request_id)
         return True
 
     def hint(
@@ -95,7 +105,7 @@ class PrefetchModule:
         request_key = (client.uid, request_id)
         if request_key in self._outstanding or not self._is_promising(engine, key, digests, first_chunk):
             return
-        self._remember(request_key)
+        self._remember(request_key, None)
         request = self._request(pool, engine, key, digests, first_chunk, _HINT_S)
         self._storage.prefetches.submit(request_key, request, None)
 
@@ -110,8 +120,8 @@ class PrefetchModule:
         for uid, request_id in [key for key in self._outstanding if key[0] == client_uid]:
             self.release(uid, request_id)
 
-    def _remember(self, request_key: RequestKey) -> None:
-        self._outstanding[request_key] = None
+    def _remember(self, request_key: RequestKey, waiter: object) -> None:
+        self._outstanding[request_key] = waiter
         if len(self._outstanding) > _OUTSTANDING_MAX:
             self._storage.prefetches.release(self._outstanding.popitem(last=False)[0])
 

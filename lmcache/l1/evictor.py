@@ -41,11 +41,11 @@ class Evictor:
         victim = self._quota_room.victim()
         return self._evict_chunk(victim) if victim is not None else 0
 
-    def evict_excess(self, tenant: str, num_objects_max: int) -> tuple[int, int]:
-        """Evict what a tenant holds beyond its limit, oldest first; objects and bytes that went."""
+    def evict_excess(self, tenant: str, limit_bytes: int, num_objects_max: int) -> tuple[int, int]:
+        """Evict what a tenant holds beyond a limit, oldest first; objects and bytes that went."""
         num_gone, bytes_before = 0, self._state.usage_bytes.get(tenant, 0)
         while num_gone < num_objects_max:
-            victim = self._quota_room.victim_of(tenant)
+            victim = self._quota_room.victim_beyond(tenant, limit_bytes)
             if victim is None:
                 break
             num_gone += self._evict_chunk(victim)

@@ -193,11 +193,16 @@ class L1Manager:
         with self._mutex:
             return self._quota_room.tenants_beyond()
 
-    def evict_excess(self, tenant: str, num_objects_max: int) -> tuple[int, int]:
-        """Evict what a tenant holds beyond its quota, oldest first, and not what is locked: objects and
+    @property
+    def is_per_tenant(self) -> bool:
+        """Whether the policy tells tenants apart."""
+        return self._state.policy.is_per_tenant
+
+    def evict_excess(self, tenant: str, limit_bytes: int, num_objects_max: int) -> tuple[int, int]:
+        """Evict what a tenant holds beyond a limit, oldest first, and not what is locked: objects and
         bytes that went. At least so many objects: there may be more to evict."""
         with self._mutex:
-            return self._evictor.evict_excess(tenant, num_objects_max)
+            return self._evictor.evict_excess(tenant, limit_bytes, num_objects_max)
 
     def clear(self, force: bool) -> int:
         """Remove every object (without `force`, those nobody has locked); with it, writes under way are hidden."""

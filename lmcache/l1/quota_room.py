@@ -44,8 +44,11 @@ class QuotaRoom:
 
     def victim_of(self, tenant: str) -> int | None:
         """The oldest slot of a tenant that holds more than its limit; None if it does not, or all are locked."""
-        used = self._state.usage_bytes.get(tenant, 0)
-        return self._oldest(tenant) if used > self._quotas.limit_bytes(tenant) else None
+        return self.victim_beyond(tenant, self._quotas.limit_bytes(tenant))
+
+    def victim_beyond(self, tenant: str, limit_bytes: int) -> int | None:
+        """The same against a limit of the caller's."""
+        return self._oldest(tenant) if self._state.usage_bytes.get(tenant, 0) > limit_bytes else None
 
     def tenants_beyond(self) -> list[str]:
         """Every tenant that holds more than its limit now."""

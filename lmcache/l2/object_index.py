@@ -23,48 +23,10 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import IntegrityError, KeyFormatError
 from lmcache.eviction.base import EvictionPolicy
 from lmcache.l2.digest_table import DIGEST_BYTES, DigestTable
+from lmcache.l2.object_batch import ObjectBatch, Space
 
 _SCAN_ROWS = 4096
 _BATCH_ROWS = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What keys of one digest table have in common."""
-
-    model_name: str
-    kv_rank: int
-    object_group_id: int
-    cache_salt: str
-
-    def key(self, digest: bytes) -> ObjectKey:
-        return ObjectKey(digest, self.model_name, self.kv_rank, self.object_group_id, self.cache_salt)
-
-
-class ObjectBatch:
-    """Objects found on a backend, in columns: what a million of them need. No two may have the same key."""
-
-    def __init__(self) -> None:
-        self.spaces: list[Space] = []
-        self.space_ids = array("i")
-        self.digests = bytearray()
-        self.sizes = array("Q")
-        self.stamps = array("q")
-        self._ids: dict[Space, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def add(self, space: Space, digest: bytes, size: int, stamp: int) -> None:
-        """`stamp` orders the objects, the one used longest ago first; equal ones stay as they came."""
-        space_id = self._ids.get(space)
-        if space_id is None:
-            space_id = self._ids[space] = len(self.spaces)
-            self.spaces.append(space)
-        self.space_ids.append(space_id)
-        self.digests += digest
-        self.sizes.append(size)
-        self.stamps.append(stamp)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import json
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -50,13 +50,28 @@ def adapter_modules() -> dict[str, ModuleType]:
     found: dict[str, ModuleType] = {}
     folders = sorted(info.name for info in pkgutil.iter_modules(lmcache.l2.__path__) if info.ispkg)
     modules = [importlib.import_module(f"{lmcache.l2.__name__}.{name}") for name in folders]
-    modules += [entry.load() for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)]
+    found_points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
+    modules += [_load_entry_point(entry) for entry in found_points]
     for module in modules:
         for name in module.TYPE_NAMES:
             if name in found:
                 raise ConfigError(f"L2 type {name!r} is defined by {found[name].__name__} and by {module.__name__}")
             found[name] = module
     return found
+
+
+def _load_entry_point(entry: EntryPoint) -> ModuleType:
+    """Raises ConfigError."""
+    try:
+        module: ModuleType = entry.load()
+    except Exception as error:  # somebody else's code: what is wrong with it is told with its name
+        raise ConfigError(
+            f"entry point {entry.name!r} of {ENTRY_POINT_GROUP} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    missing = [name for name in ("TYPE_NAMES", "Config", "make") if not hasattr(module, name)]
+    if missing:
+        raise ConfigError(f"entry point {entry.name!r} of {ENTRY_POINT_GROUP} has no {', '.join(missing)}")
+    return module
 
 
 def type_names() -> list[str]:
@@ -162,5 +177,8 @@ def _parse_serde_entry(entry: object) -> SerdeSpec:
 
 def make_adapter(spec: L2AdapterSpec, context: AdapterContext) -> L2Adapter:
     """The adapter of a spec inside its serdes, not opened yet. Raises ConfigError."""
-    adapter: L2Adapter = adapter_modules()[spec.type].make(spec.settings, context)
-    return wrap(adapter, spec.serde) if spec.serde else adapter
+    try:
+        adapter: L2Adapter = adapter_modules()[spec.type].make(spec.settings, context)
+        return wrap(adapter, spec.serde) if spec.serde else adapter
+    except ConfigError as error:
+        raise ConfigError(f"L2 adapter {spec.type}: {error}") from error

@@ -125,8 +125,9 @@ class PoolFiles:
         geometry: Geometry,
         access: PoolAccess = PoolAccess(),
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        adopts: bool = True,
     ) -> None:
-        """Take the owner lock; adopt the files of this geometry, else make new ones.
+        """Take the owner lock; adopt the files of this geometry (if it `adopts`), else make new ones.
 
         Raises PoolInUseError if another server holds the pool, PoolError if the folder
         cannot be used, NoRoomError if the index does not fit.
@@ -143,7 +144,7 @@ class PoolFiles:
         except BlockingIOError:
             raise PoolInUseError(f"pool {folder} is held by another lmcache server") from None
         try:
-            found = read_geometry(folder)
+            found = read_geometry(folder) if adopts else None
             self.is_adopted = found is not None and found[0] == geometry
             self.pool_id = found[1] if found is not None and self.is_adopted else self._create()
             self._open()
@@ -219,14 +220,29 @@ class PoolFiles:
 
     def view(self, offset: int, length: int) -> memoryview:
         """Bytes of the pool, which this process maps when it first looks at them. They must be populated."""
-        if self._data is None:
+        data = self._data
+        if data is None:
             with self._map_mutex:
-                if self._data is None:
-                    self._data = memoryview(mmap.mmap(self.pool_descriptor, self.geometry.pool_bytes))
-        return self._data[offset : offset + length]
+                data = self._map()
+        return data[offset : offset + length]
+
+    def _map(self) -> memoryview:
+        """Under the map mutex. Raises PoolError once the descriptor is closed: its number may be another file's."""
+        if self._data is None:
+            if self.pool_descriptor < 0:
+                raise PoolError(f"the pool {self.folder} is closed")
+            self._data = memoryview(mmap.mmap(self.pool_descriptor, self.geometry.pool_bytes))
+        return self._data
+
+    def _close_pool_file(self) -> None:
+        """Under the map mutex."""
+        os.close(self.pool_descriptor)
+        self.pool_descriptor = -1
 
     def is_lost(self) -> bool:
-        """Whether someone removed or replaced the files under us."""
+        """Whether someone removed or replaced the files under us, or we let go of them."""
+        if self.pool_descriptor < 0:
+            return True
         try:
             if os.fstat(self.pool_descriptor).st_nlink == 0:
                 return True
@@ -235,19 +251,23 @@ class PoolFiles:
             return True
 
     def abandon(self) -> None:
-        """Let go of the lock and of descriptors, but unmap nothing: somebody may still look at the pages."""
-        os.close(self.pool_descriptor)
+        """Let go of the lock and of descriptors, but unmap nothing: somebody may still look at the pages,
+        and somebody else may be about to."""
+        with self._map_mutex:
+            self._map()
+            self._close_pool_file()
         self._owner.release()
 
     def close(self, keep: bool, release: bool = True) -> None:
         """Let go; remove the folder unless `keep`. Mapped readers keep their pages. Without `release`,
         the owner lock stays until the process ends."""
-        self._data = None  # unmapped when its last view is gone
         try:
             self.index.close()
         except BufferError as error:
             raise PoolError("the index is still in use") from error
-        os.close(self.pool_descriptor)
+        with self._map_mutex:
+            self._data = None  # unmapped when its last view is gone
+            self._close_pool_file()
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
         if release:

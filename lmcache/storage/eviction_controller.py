@@ -1,9 +1,13 @@
-"""Keeps L2 adapters within their watermarks and tenants within their quotas. One loop, once a second."""
+"""Keeps L2 adapters within their watermarks and tenants within their quotas.
+
+One loop decides, once a second; the tiers do it, so that one whose backend hangs holds up no other.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -28,37 +32,41 @@ class TenantLimits(Protocol):
 
 
 class L2EvictionController:
-    """`cycle` from one thread. `eviction_of` tells what was configured for a tier."""
+    """`cycle` from one thread. `eviction_of` tells what was configured for a tier; `limits` is asked from many."""
 
     def __init__(self, eviction_of: Mapping[int, EvictionConfig | None], limits: TenantLimits) -> None:
         self._eviction_of = eviction_of
         self._limits = limits
         self._warned: set[int] = set()
+        self._mutex = threading.Lock()
+        self._num_evicted = 0
 
     def cycle(self, tiers: list[Tier]) -> dict[str, object]:
-        num_evicted = 0
         for tier in tiers:
-            if tier.state is not TierState.ACTIVE:
-                continue
-            tier.adapter.expire_leases()
-            self._tick(tier)
-            config = self._eviction_of.get(tier.index)
-            if config is None or not tier.is_usable:
-                continue
-            try:
-                num_evicted += tier.call(functools.partial(self._evict, tier.name, config))
-            except L2Error as error:
-                logger.warning("eviction from L2 adapter %s failed: %s", tier.name, error)
+            if tier.state is TierState.ACTIVE:
+                tier.adapter.expire_leases()
+                tier.submit_chore(functools.partial(self._keep_house, tier))
+        with self._mutex:
+            num_evicted, self._num_evicted = self._num_evicted, 0
         return {"evicted": num_evicted}
 
-    def _tick(self, tier: Tier) -> None:
+    def _keep_house(self, tier: Tier) -> None:
+        """In a thread of the tier."""
         # Past the breaker: a backend that is back is noticed here, and a round with nothing to do proves nothing.
-        if tier.is_stalled:
-            return
         try:
             tier.adapter.tick()
         except L2Error as error:
             logger.warning("L2 adapter %s: %s", tier.name, error)
+        config = self._eviction_of.get(tier.index)
+        if config is None or not tier.is_usable:
+            return
+        try:
+            num_evicted = tier.call(functools.partial(self._evict, tier.name, config))
+        except L2Error as error:
+            logger.warning("eviction from L2 adapter %s failed: %s", tier.name, error)
+            return
+        with self._mutex:
+            self._num_evicted += num_evicted
 
     def _evict(self, name: str, config: EvictionConfig, adapter: L2Adapter) -> int:
         num_evicted = 0

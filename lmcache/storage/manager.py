@@ -65,6 +65,8 @@ class StorageManager:
         self._clock = clock
         self._mutex = threading.Lock()
         self._tiers: list[Tier] = []
+        # Removed ones, some call to which has not come back when they were closed.
+        self._stuck: list[Tier] = []
         self._next_index = 0
         self._evictions: dict[int, EvictionConfig | None] = {}
         self.metrics = metrics
@@ -79,7 +81,10 @@ class StorageManager:
         self._evictor = L2EvictionController(self._evictions, limits)
         self._scrubber = Scrubber(config.scrub, self.metrics, clock)
         self._store_thread = self._loop("lmcache-l2-store", self.stores.cycle)
-        self._prefetch_thread = self._loop("lmcache-l2-prefetch", self.prefetches.cycle)
+        self._prefetch_thread = PeriodicThread(
+            "lmcache-l2-prefetch", ThreadLevel.HIGH, _CONTROLLER_INTERVAL_S, self.prefetches.cycle,
+            next_run_in_s=self.prefetches.next_run_in_s,
+        )  # fmt: skip
         self._eviction_thread = self._loop("lmcache-l2-eviction", self._evict_cycle)
         self._scrub_thread = PeriodicThread(
             "lmcache-l2-scrub", ThreadLevel.LOW, _CONTROLLER_INTERVAL_S, lambda: self._scrubber.cycle(self.tiers())
@@ -123,7 +128,8 @@ class StorageManager:
             self.stores.remove_tier(tier.index)
             self.prefetches.remove_tier(tier.index)
             tier.close(max(1.0, deadline_s - self._clock()))
-        return not any(tier.has_stuck_threads for tier in self.tiers())
+        with self._mutex:
+            return not any(tier.has_stuck_threads for tier in (*self._tiers, *self._stuck))
 
     # Adapters
 
@@ -160,15 +166,16 @@ class StorageManager:
     def remove_adapter(self, index: int, drain_timeout_s: float = 30.0) -> None:
         """Route nothing there any more, finish what is under way, close it. Raises AdapterNotFoundError."""
         tier = next((tier for tier in self.tiers() if tier.index == index), None)
-        if tier is None:
-            raise AdapterNotFoundError(f"no L2 adapter has index {index}")
+        if tier is None or not tier.drain():
+            raise AdapterNotFoundError(f"no L2 adapter has index {index}, or it is being removed")
         self.stores.remove_tier(index)
-        tier.drain()
         tier.close(drain_timeout_s)
         self.prefetches.remove_tier(index)
         with self._mutex:
             self._tiers.remove(tier)
             del self._evictions[index]
+            if tier.has_stuck_threads:
+                self._stuck.append(tier)
 
     def find_l2_adapter(self, selector: str | None) -> Tier:
         """The first adapter of that class name or configured type; without a selector, the first of all.

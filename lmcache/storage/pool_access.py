@@ -16,5 +16,9 @@ class OpenPool(Protocol):
     @property
     def pool_bytes(self) -> int: ...
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was lost or let go: what is in it is of no use to anybody."""
+
     def view(self, offset: int, length: int) -> memoryview:
         """The bytes of a slot, writable."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -20,14 +21,14 @@ from lmcache.l2.base import Loaded
 from lmcache.protocol.blobs import split_places
 from lmcache.protocol.messages import ReserveStatus
 from lmcache.storage.metrics import StorageMetrics
-from lmcache.storage.prefetch_job import OnDone, PrefetchJob, PrefetchPhase, PrefetchRequest
+from lmcache.storage.prefetch_job import LoadKey, OnDone, PrefetchJob, PrefetchPhase, PrefetchRequest, Wanted
 from lmcache.storage.prefetch_policies import PrefetchPolicy
 from lmcache.storage.tier import Tier
 
 logger = logging.getLogger(__name__)
 
 _QUEUED_MAX = 10_000
-_POOL_SHARE = 2  # one job may fill a half of the pool
+_POOL_SHARE = 2  # all jobs together may fill a half of the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class PrefetchController:
         self._jobs: dict[Hashable, PrefetchJob] = {}
         self._queued: deque[PrefetchJob] = deque()
         self._active: dict[int, PrefetchJob] = {}
+        # Bytes of slots that jobs load into, or hold for their readers.
+        self._held_bytes = 0
+        # Objects being loaded, and what other jobs wait for them.
+        self._loads: dict[LoadKey, list[Wanted]] = {}
 
     # From any thread
 
@@ -104,14 +109,19 @@ class PrefetchController:
             if job.phase is PrefetchPhase.DONE:
                 if now_s - job.ended_s > self._config.held_s:
                     self._let_go(job)
-            elif now_s > job.deadline_s:
+            elif now_s >= job.deadline_s:
                 self._end(job, is_whole=True)
         self._start_queued()
         return {"in_flight": len(self._active), "queued": len(self._queued)}
 
+    def next_run_in_s(self) -> float:
+        """When the next job's time is over, as of the last cycle."""
+        ends_s = [job.deadline_s for job in self._jobs.values() if job.phase is not PrefetchPhase.DONE]
+        return min(ends_s) - self._clock() if ends_s else math.inf
+
     def _start_or_join(self, key: Hashable, request: PrefetchRequest, on_done: OnDone | None) -> None:
         job = self._jobs.get(key)
-        if job is not None and job.request.digests == request.digests:
+        if job is not None and job.request.serves(request):
             if on_done is not None:
                 self._join(job, request, on_done)
             return
@@ -121,7 +131,6 @@ class PrefetchController:
             self._tell(on_done, False)
             return
         job = self._jobs[key] = PrefetchJob(key, request, on_done)
-        job.budget_bytes = request.pool.pool_bytes // _POOL_SHARE
         self._queued.append(job)
         self._start_queued()
 
@@ -156,7 +165,7 @@ class PrefetchController:
             ]
             if job.asked or stop == first:
                 break
-        tiers = self.usable_tiers() if job.asked else []
+        tiers = self.usable_tiers() if job.asked and not job.request.pool.is_closed else []
         job.phase, job.answers, job.num_asked = PrefetchPhase.LOOKUP, {}, len(tiers)
         if not tiers:
             if job.asked:
@@ -188,7 +197,7 @@ class PrefetchController:
         self, job: PrefetchJob, window: tuple[int, int], tier: Tier, keys: list[ObjectKey], found: list[bool]
     ) -> None:
         if job.window != window or job.phase is not PrefetchPhase.LOOKUP:
-            tier.adapter.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
+            tier.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
             return
         job.answers[tier.index] = found
         if not self.policy.is_decided(job.answers, job.num_asked):
@@ -228,7 +237,7 @@ class PrefetchController:
                 if is_held and (position >= len(plan) or plan[position] != index)
             ]
             if tier is not None and unused:
-                tier.adapter.release(unused)
+                tier.release(unused)
 
     # Load
 
@@ -237,15 +246,27 @@ class PrefetchController:
         if tier is None:
             job.stop_chunk = min(job.stop_chunk, chunk)
             return
-        place, offset = self._reserve(job, chunk, rank) if chunk < job.stop_chunk else (None, 0)
+        place, offset = None, 0
+        if chunk < job.stop_chunk and not self._join_load(job, chunk, rank):
+            place, offset = self._reserve(job, chunk, rank)
         if place is None:
-            tier.adapter.release([key])
+            tier.release([key])
             return
         job.num_loading += 1
+        self._loads[job.request.load_key(chunk, rank)] = []
         self._metrics.prefetch_load_submitted_objects.add(1, key.cache_salt)
         target = job.request.pool.view(offset, place.length)
         on_done = functools.partial(self._post_loaded, job, chunk, rank, place, tier)
         tier.submit_load(key, target, on_done)
+
+    def _join_load(self, job: PrefetchJob, chunk: int, rank: int) -> bool:
+        """Whether another job loads this object already; then this one waits for it, too."""
+        waiting = self._loads.get(job.request.load_key(chunk, rank))
+        if waiting is None:
+            return False
+        job.num_loading += 1
+        waiting.append((job, chunk, rank))
+        return True
 
     def _reserve(self, job: PrefetchJob, chunk: int, rank: int) -> tuple[Place | None, int]:
         """A slot to load into; None where the object is in L1 already (it is locked then), or cannot be."""
@@ -253,10 +274,10 @@ class PrefetchController:
         rank_group, length, digest = request.rank_groups[rank], request.lengths[rank], request.digests[chunk]
         if self._lock_held(job, chunk, rank):
             return None, 0
-        if length <= job.budget_bytes:
+        if self._held_bytes + length <= request.pool.pool_bytes // _POOL_SHARE:
             result = l1.reserve(request.namespace, rank_group, self._owner_uid, [digest], length)
             if result.statuses[0] == ReserveStatus.RESERVED:
-                job.budget_bytes -= length
+                self._held_bytes += length
                 slot, word, offset, length = split_places(l1.places(result.slots))[0]
                 return Place(slot, word, length), offset
             reason = "l1_oom" if result.statuses[0] == ReserveStatus.NO_ROOM else "being_written"
@@ -277,11 +298,23 @@ class PrefetchController:
         request = job.request
         job.num_loading -= 1
         if loaded is None:
+            self._held_bytes -= place.length
             request.pool.l1.abort(self._owner_uid, [place])
             job.stop_chunk = min(job.stop_chunk, chunk)
             self._metrics.prefetch_failure.add(1, "not_found", request.namespace.model_name)
         else:
             self._commit(job, chunk, rank, place, tier, loaded)
+        # Before this job ends: a temporary object would go with its lock.
+        for wanted in self._loads.pop(request.load_key(chunk, rank), ()):
+            self._arrived(*wanted)
+        if job.phase is PrefetchPhase.LOAD:
+            self._end_if_loaded(job)
+
+    def _arrived(self, job: PrefetchJob, chunk: int, rank: int) -> None:
+        """Another job's load of what this one waits for has ended, one way or the other."""
+        job.num_loading -= 1
+        if not job.is_detached and not self._lock_held(job, chunk, rank):
+            job.stop_chunk = min(job.stop_chunk, chunk)
         if job.phase is PrefetchPhase.LOAD:
             self._end_if_loaded(job)
 
@@ -290,12 +323,15 @@ class PrefetchController:
         committed = request.pool.l1.commit_loaded(
             self._owner_uid, place, lock=not job.is_detached, is_temporary=not request.retains
         )
+        if committed is None or job.is_detached:
+            self._held_bytes -= place.length
+        else:
+            job.locked[chunk, rank] = committed
+            job.held_bytes += place.length
         if committed is None:
             job.stop_chunk = min(job.stop_chunk, chunk)
             return
         job.num_loaded += 1
-        if not job.is_detached:
-            job.locked[chunk, rank] = committed
         self._metrics.prefetch_load_completed.add(1, request.namespace.cache_salt)
         if loaded.is_lossy:
             self._metrics.lossy_loads.add(1, tier.name)
@@ -310,6 +346,9 @@ class PrefetchController:
         """Tell the waiter; what it did not lock by itself is let go, or held for the lookup to come."""
         if job.phase is PrefetchPhase.DONE:
             return
+        if job.answers:  # of some adapters, while others are silent
+            self._release_leases([job.request.key(chunk, rank) for chunk, rank in job.asked], job.answers, ())
+            job.answers = {}
         job.phase, job.ended_s = PrefetchPhase.DONE, self._clock()
         job.is_detached = bool(job.num_loading)
         self._active.pop(id(job), None)
@@ -331,6 +370,8 @@ class PrefetchController:
         job.is_detached = True
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
+        self._held_bytes -= job.held_bytes
+        job.held_bytes = 0
         places = job.take_locked()
         if places:
             job.request.pool.l1.unlock(places)

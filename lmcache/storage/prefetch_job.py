@@ -14,6 +14,9 @@ from lmcache.l1.namespace import NamespaceKey, RankGroup
 from lmcache.l1.values import Place
 from lmcache.storage.pool_access import OpenPool
 
+# An object of one pool.
+LoadKey = tuple[int, NamespaceKey, RankGroup, bytes]
+
 _FIRST_WINDOW_CHUNKS = 4
 _WINDOW_CHUNKS_MAX = 64
 
@@ -39,6 +42,18 @@ class PrefetchRequest:
         kv_rank, group_id = self.rank_groups[rank]
         return ObjectKey(self.digests[chunk], self.namespace.model_name, kv_rank, group_id, self.namespace.cache_salt)
 
+    def serves(self, other: PrefetchRequest) -> bool:
+        """Whether a job for this request brings all that another one is about."""
+        return (
+            self.pool is other.pool
+            and self.namespace == other.namespace
+            and self.first_chunk <= other.first_chunk
+            and self.digests == other.digests
+        )
+
+    def load_key(self, chunk: int, rank: int) -> LoadKey:
+        return id(self.pool), self.namespace, self.rank_groups[rank], self.digests[chunk]
+
 
 class PrefetchPhase(StrEnum):
     QUEUED = "queued"
@@ -54,7 +69,7 @@ OnDone = Callable[[bool], None]
 @dataclass(slots=True)
 class PrefetchJob:
     """`asked`: the (chunk, rank) of each key asked for in this window. `locked`: places in L1 that
-    the job protects until its reader has them. `stop_chunk`: the first chunk known not to come."""
+    the job protects until its reader has them, `held_bytes` those of them it loaded. `stop_chunk`: the first chunk known not to come."""
 
     key: Hashable
     request: PrefetchRequest
@@ -68,7 +83,7 @@ class PrefetchJob:
     num_loaded: int = 0
     locked: dict[tuple[int, int], Place] = field(default_factory=dict)
     stop_chunk: int = 0
-    budget_bytes: int = 0
+    held_bytes: int = 0
     ended_s: float = 0.0
     is_detached: bool = False
     deadline_s: float = 0.0
@@ -99,3 +114,7 @@ class PrefetchJob:
         places = [self.locked[position] for position in sorted(self.locked)]
         self.locked.clear()
         return places
+
+
+# A job, and the chunk and rank of an object that it waits for.
+Wanted = tuple[PrefetchJob, int, int]

@@ -146,7 +146,7 @@ class StoreController:
     def _hand_over(self, queue: _Queue, entry: _Entry) -> bool:
         """False: the adapter takes no more for now; the entry waits on."""
         waiting = entry.object
-        held = waiting.pool.l1.describe(waiting.place)
+        held = waiting.pool.l1.describe(waiting.place) if not waiting.pool.is_closed else None
         if held is None:
             self._metrics.l1_read_failure.add(1, "l2_store", "not_found", "")
             self._ended(waiting, is_there=False)
@@ -163,11 +163,15 @@ class StoreController:
         on_done = functools.partial(self._on_done, queue, entry, held.length, held.key.cache_salt)
         if queue.tier.submit_store(held.key, source, on_done):
             return True
+        entry.num_attempts -= 1
         with self._mutex:
             queue.num_inflight -= 1
             queue.inflight_bytes -= held.length
-            queue.entries.appendleft(entry)
-        entry.num_attempts -= 1
+            is_removed = queue.tier.index not in self._queues
+            if not is_removed:
+                queue.entries.appendleft(entry)
+        if is_removed:
+            self._drop([entry], queue.tier, "removed")
         return False
 
     def _on_done(

@@ -2,7 +2,8 @@
 
 Jobs answer by callback, in a thread of the tier; a callback must be quick. Reads (lookups,
 loads) go before stores, and one thread is always left for them. A job that cannot be done in
-its time, or at all, is answered too: nobody waits for ever.
+its time, or at all, is answered too: nobody waits for ever. Housekeeping of the adapter is a job
+as well, so that a backend that hangs holds up nobody but itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ T = TypeVar("T")
 _OPEN_RETRY_S = (1.0, 30.0)
 # Every thread of a tier stuck for so long: its backend hangs.
 _STALL_S = 30.0
+
+
+class _Kind(StrEnum):
+    READ = "read"
+    STORE = "store"
+    CHORE = "chore"
 
 
 class TierState(StrEnum):
@@ -79,8 +86,10 @@ class Tier:
         self._work = threading.Condition()
         self._reads: deque[_Job] = deque()
         self._stores: deque[_Job] = deque()
-        self._num_storing = 0
-        self._num_reading = 0
+        self._chore: Callable[[], None] | None = None
+        # Jobs under way, and calls in the threads of others.
+        self._running = dict.fromkeys(_Kind, 0)
+        self._num_calls = 0
         self._loading_bytes = 0
         self._busy_since_s: dict[int, float] = {}
         self._is_started = False
@@ -121,12 +130,10 @@ class Tier:
                 return
             break
         with self._work:
-            if self._is_stopping:
-                self._opened.set()
-                return
-            self.state = TierState.ACTIVE
-            for thread in self._threads:
-                thread.start()
+            if self.state is TierState.OPENING and not self._is_stopping:
+                self.state = TierState.ACTIVE
+                for thread in self._threads:
+                    thread.start()
         self._opened.set()
 
     def _fail(self, error: str) -> None:
@@ -139,17 +146,13 @@ class Tier:
         self._opened.wait(timeout_s)
         return self.state is TierState.ACTIVE
 
-    def drain(self) -> None:
-        """Take no new work; what was taken is finished."""
+    def drain(self) -> bool:
+        """Take no new work; what was taken is finished. False: somebody said so before."""
         with self._work:
-            if self.state in (TierState.ACTIVE, TierState.OPENING):
+            is_first = self.state not in (TierState.DRAINING, TierState.CLOSED)
+            if is_first:
                 self.state = TierState.DRAINING
-
-    @property
-    def num_pending(self) -> int:
-        """Jobs queued or running."""
-        with self._work:
-            return len(self._reads) + len(self._stores) + self._num_storing + self._num_reading
+            return is_first
 
     def close(self, drain_timeout_s: float) -> None:
         """Finish what is under way, within a time, and close the adapter. Idempotent."""
@@ -160,12 +163,8 @@ class Tier:
             self.adapter.close()
             return
         self.drain()
-        deadline_s = self._clock() + drain_timeout_s
         with self._work:
-            while self._reads or self._stores or self._num_storing or self._num_reading:
-                left_s = deadline_s - self._clock()
-                if left_s <= 0 or not self._work.wait(left_s):
-                    break
+            self._work.wait_for(lambda: not self._has_work, drain_timeout_s)
             self._is_stopping = True
             skipped = [*self._reads, *self._stores]
             self._reads.clear()
@@ -173,15 +172,25 @@ class Tier:
             self._work.notify_all()
         for job in skipped:
             job.skip()
-        is_open = self._opened.wait(max(1.0, drain_timeout_s))
+        if self._has_come_to_rest(max(1.0, drain_timeout_s)):
+            self.adapter.close()
+        else:
+            logger.error("L2 adapter %s does not answer; it is left as it is", self.name)
+        self.state = TierState.CLOSED
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._reads or self._stores or any(self._running.values()) or self._num_calls)
+
+    def _has_come_to_rest(self, timeout_s: float) -> bool:
+        """Whether, within that time, nobody is in the adapter any more."""
+        deadline_s = time.monotonic() + timeout_s
+        is_open = self._opened.wait(timeout_s)
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(drain_timeout_s)
-        if self.has_stuck_threads or not is_open:
-            logger.error("L2 adapter %s does not answer; it is left as it is", self.name)
-        else:
-            self.adapter.close()
-        self.state = TierState.CLOSED
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+        with self._work:
+            return is_open and not self.has_stuck_threads and not self._num_calls
 
     @property
     def has_stuck_threads(self) -> bool:
@@ -216,9 +225,9 @@ class Tier:
         nothing = [False] * len(keys)
 
         def run() -> None:
-            found = self._guarded(lambda: self.adapter.lookup(keys), nothing)
+            found = self._guarded(lambda: self._lookup(keys), nothing)
             if self._clock() > deadline_s:
-                self.adapter.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
+                self.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
                 found = nothing
             on_done(found)
 
@@ -235,19 +244,42 @@ class Tier:
         begun_s = self._clock()
 
         def run() -> None:
-            self._loading_bytes += len(target)
+            self._count_loading(len(target))
             loaded = self._guarded(lambda: self.adapter.load(key, target), None)
-            self._loading_bytes -= len(target)
-            self.adapter.release([key])
+            self._count_loading(-len(target))
+            self.release([key])
             if loaded is not None:
                 self._metrics.load_done(self.name, loaded.num_bytes, self._clock() - begun_s)
             on_done(loaded)
 
         def skip() -> None:
-            self.adapter.release([key])
+            self.release([key])
             on_done(None)
 
         self._submit_read(_Job(run, skip, deadline_s))
+
+    def _lookup(self, keys: Sequence[ObjectKey]) -> list[bool]:
+        found = self.adapter.lookup(keys)
+        if len(found) != len(keys):
+            raise BackendError(f"an adapter's bug: {len(found)} answers to a lookup of {len(keys)} keys")
+        return found
+
+    def release(self, keys: Sequence[ObjectKey]) -> None:
+        """Give leases back. From any thread; never raises: they end by themselves, too."""
+        try:
+            self.adapter.release(keys)
+        except Exception:  # an adapter's bug: log, count, go on
+            self._metrics.backend_failures.add(1, self.name)
+            logger.exception("L2 adapter %s failed to release leases", self.name)
+
+    def submit_chore(self, work: Callable[[], None]) -> bool:
+        """Housekeeping, in a thread of the tier. False: the one before has not ended, or the tier is not in use."""
+        with self._work:
+            if self.state is not TierState.ACTIVE or self._chore is not None or self._running[_Kind.CHORE]:
+                return False
+            self._chore = work
+            self._work.notify()
+        return True
 
     def submit_store(self, key: ObjectKey, source: Source, on_done: Callable[[StoreStatus | None], None]) -> bool:
         """None: the backend failed. False, and no answer: the queue is full or the tier is not in use."""
@@ -277,7 +309,19 @@ class Tier:
         if self.is_stalled:
             raise BreakerOpenError(f"L2 adapter {self.name} does not answer")
         with self.gate.call():
-            return self._call(work)
+            self._enter_call()
+            try:
+                return self._call(work)
+            finally:
+                with self._work:
+                    self._num_calls -= 1
+                    self._work.notify_all()
+
+    def _enter_call(self) -> None:
+        with self._work:
+            if self._is_stopping:
+                raise BreakerOpenError(f"L2 adapter {self.name} is being closed")
+            self._num_calls += 1
 
     def _call(self, work: Callable[[L2Adapter], T]) -> T:
         if not self.breaker.allows():
@@ -337,37 +381,46 @@ class Tier:
         me = threading.get_ident()
         while True:
             with self._work:
-                while not (self._is_stopping or self._reads or self._may_store()):
+                while (kind := self._next_kind()) is None:
+                    if self._is_stopping:
+                        return
                     self._work.wait()
-                if self._is_stopping:
-                    return
-                is_read = bool(self._reads)
-                job = self._reads.popleft() if is_read else self._stores.popleft()
-                self._count(is_read, 1)
+                do = self._take(kind)
+                self._running[kind] += 1
                 self._busy_since_s[me] = self._clock()
             try:
-                self._do(job)
+                do()
             except Exception:  # the root of a job: a callback failed; log, go on
-                logger.exception("an answer of L2 adapter %s failed", self.name)
+                logger.exception("a job of L2 adapter %s failed", self.name)
             with self._work:
-                self._count(is_read, -1)
+                self._running[kind] -= 1
                 del self._busy_since_s[me]
                 self._work.notify_all()
 
-    def _do(self, job: _Job) -> None:
-        if job.deadline_s is not None and self._clock() > job.deadline_s:
-            job.skip()
-        else:
-            job.run()
+    def _next_kind(self) -> _Kind | None:
+        """What may be done now."""
+        if self._is_stopping:
+            return None
+        if self._reads:
+            return _Kind.READ
+        if self._running[_Kind.STORE] + self._running[_Kind.CHORE] == self._num_threads - 1:
+            return None
+        if self._chore is not None:
+            return _Kind.CHORE
+        return _Kind.STORE if self._stores else None
 
-    def _may_store(self) -> bool:
-        return bool(self._stores) and self._num_storing < self._num_threads - 1
+    def _take(self, kind: _Kind) -> Callable[[], None]:
+        if kind is _Kind.CHORE:
+            chore, self._chore = self._chore, None
+            assert chore is not None
+            return chore
+        job = self._reads.popleft() if kind is _Kind.READ else self._stores.popleft()
+        is_late = job.deadline_s is not None and self._clock() > job.deadline_s
+        return job.skip if is_late else job.run
 
-    def _count(self, is_read: bool, change: int) -> None:
-        if is_read:
-            self._num_reading += change
-        else:
-            self._num_storing += change
+    def _count_loading(self, num_bytes: int) -> None:
+        with self._work:
+            self._loading_bytes += num_bytes
 
     # Telling
 
@@ -375,14 +428,16 @@ class Tier:
         """Stores and reads queued or running, and bytes being loaded."""
         with self._work:
             return (
-                len(self._stores) + self._num_storing,
-                len(self._reads) + self._num_reading,
+                len(self._stores) + self._running[_Kind.STORE],
+                len(self._reads) + self._running[_Kind.READ],
                 self._loading_bytes,
             )
 
     def report(self) -> dict[str, object]:
         """The adapter's own report, and how it fares as a tier."""
         own = self.adapter.report_status()
+        if "connection_disabled" in own:  # a documented field, which an adapter alone cannot know
+            own["connection_disabled"] = self.breaker.state is BreakerState.OPEN
         return {
             **own,
             "is_healthy": bool(own.get("is_healthy", True)) and self.is_healthy,

@@ -35,7 +35,7 @@ RunBody = Callable[[], dict[str, object]]
 
 
 class PeriodicThread:
-    """Calls `body` every `interval_s`, and early when woken. What `body` returns is shown as the run's extra info.
+    """Calls `body` every `interval_s`, and early when woken or where `next_run_in_s` says so. What `body` returns is shown as the run's extra info.
 
     A failing run is logged and counted; the loop goes on. `last_run_time` is the start of the
     last run that ended (seconds since 1970; 0: none yet). Whether the loop is active is told by
@@ -50,12 +50,14 @@ class PeriodicThread:
         body: RunBody,
         init_wait_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        next_run_in_s: Callable[[], float] | None = None,
     ) -> None:
         self.name = name
         self.level = level
         self.interval_s = interval_s
         self.init_wait_s = init_wait_s
         self._body = body
+        self._next_run_in_s = next_run_in_s
         self._clock = clock
         self._is_stopping = False
         # Set: there is a reason not to wait, an early run or the end.
@@ -123,6 +125,8 @@ class PeriodicThread:
                 return
             self._run_once()
             wait_s = self.interval_s
+            if self._next_run_in_s is not None:
+                wait_s = max(0.0, min(wait_s, self._next_run_in_s()))
 
     def _run_once(self) -> None:
         started, started_s = time.time(), self._clock()

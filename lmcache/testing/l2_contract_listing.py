@@ -23,61 +23,62 @@ def _fill(bench: Bench) -> dict[str, list[ObjectKey]]:
 
 
 class ListingContract:
-    @pytest.fixture(autouse=True)
-    def _needs_listing(self, request: pytest.FixtureRequest) -> None:
-        if "listing" in request.node.name and not request.getfixturevalue("bench").adapter.supports_listing:
+    @pytest.fixture
+    def listing_bench(self, bench: Bench) -> Bench:
+        if not bench.adapter.supports_listing:
             pytest.skip("this adapter cannot list")
+        return bench
 
-    def test_listing_pages_hold_every_object_once(self, bench: Bench) -> None:
-        keys = [key for group in _fill(bench).values() for key in group]
-        expected = {key: bench.backend.stored_bytes(key) for key in keys}
+    def test_listing_pages_hold_every_object_once(self, listing_bench: Bench) -> None:
+        keys = [key for group in _fill(listing_bench).values() for key in group]
+        expected = {key: listing_bench.backend.stored_bytes(key) for key in keys}
         for page_size in range(1, len(keys) + 2):
-            listed = bench.listed(page_size=page_size)
+            listed = listing_bench.listed(page_size=page_size)
             assert len(listed) == len(keys)
             assert dict(listed) == expected
 
-    def test_listing_of_one_model(self, bench: Bench) -> None:
-        for model_name, keys in _fill(bench).items():
+    def test_listing_of_one_model(self, listing_bench: Bench) -> None:
+        for model_name, keys in _fill(listing_bench).items():
             for page_size in (1, 2, 100):
-                listed = [key for key, _ in bench.listed(model_name, page_size)]
+                listed = [key for key, _ in listing_bench.listed(model_name, page_size)]
                 assert len(listed) == len(keys)
                 assert set(listed) == set(keys)
-        assert bench.listed("met") == []
+        assert listing_bench.listed("met") == []
 
-    def test_listing_of_nothing(self, bench: Bench) -> None:
-        page = bench.adapter.list_l2_keys(None, 10, None)
+    def test_listing_of_nothing(self, listing_bench: Bench) -> None:
+        page = listing_bench.adapter.list_l2_keys(None, 10, None)
         assert (page.entries, page.next_page_token) == ([], None)
 
-    def test_listing_goes_on_while_objects_come_and_go(self, bench: Bench) -> None:
-        keys = [key for group in _fill(bench).values() for key in group]
-        page = bench.adapter.list_l2_keys(None, 4, None)
+    def test_listing_goes_on_while_objects_come_and_go(self, listing_bench: Bench) -> None:
+        keys = [key for group in _fill(listing_bench).values() for key in group]
+        page = listing_bench.adapter.list_l2_keys(None, 4, None)
         seen = [key for key, _ in page.entries]
         left = [key for key in keys if key not in seen]
-        bench.adapter.delete([seen[0], left[0]])
+        listing_bench.adapter.delete([seen[0], left[0]])
         while page.next_page_token is not None:
-            page = bench.adapter.list_l2_keys(None, 4, page.next_page_token)
+            page = listing_bench.adapter.list_l2_keys(None, 4, page.next_page_token)
             seen += [key for key, _ in page.entries]
         assert len(seen) == len(set(seen))
         assert set(left[1:]) <= set(seen)
 
-    def test_listing_finds_no_deleted_object(self, bench: Bench) -> None:
-        keys = [key for group in _fill(bench).values() for key in group]
-        bench.adapter.delete(keys[:5])
-        assert {key for key, _ in bench.listed()} == set(keys[5:])
+    def test_listing_finds_no_deleted_object(self, listing_bench: Bench) -> None:
+        keys = [key for group in _fill(listing_bench).values() for key in group]
+        listing_bench.adapter.delete(keys[:5])
+        assert {key for key, _ in listing_bench.listed()} == set(keys[5:])
 
-    def test_listing_after_a_restart(self, bench: Bench) -> None:
-        if not bench.backend.survives_restart:
+    def test_listing_after_a_restart(self, listing_bench: Bench) -> None:
+        if not listing_bench.backend.survives_restart:
             pytest.skip("nothing is left to list")
-        _fill(bench)
-        before = dict(bench.listed())
-        bench.reopen()
-        assert dict(bench.listed(page_size=3)) == before
+        _fill(listing_bench)
+        before = dict(listing_bench.listed())
+        listing_bench.reopen()
+        assert dict(listing_bench.listed(page_size=3)) == before
 
     @pytest.mark.parametrize("token", FOREIGN_TOKENS, ids=range(len(FOREIGN_TOKENS)))
-    def test_listing_refuses_foreign_tokens(self, bench: Bench, token: str) -> None:
-        _fill(bench)
+    def test_listing_refuses_foreign_tokens(self, listing_bench: Bench, token: str) -> None:
+        _fill(listing_bench)
         with pytest.raises(PageTokenError):
-            bench.adapter.list_l2_keys(None, 4, token)
+            listing_bench.adapter.list_l2_keys(None, 4, token)
 
     def test_where_it_is_not_supported_it_says_so(self, bench: Bench) -> None:
         if bench.adapter.supports_listing:

@@ -12,7 +12,15 @@ from lmcache.l2.object_names import object_name
 from lmcache.l2.s3.adapter import S3L2Adapter
 from lmcache.l2.s3.config import S3Config
 from lmcache.testing.l2_backend import L2Backend
-from lmcache.testing.s3_servers import ACCESS_KEY_ID, BUCKET, REGION, SECRET_ACCESS_KEY, MotoServer, RcloneServer, S3Server
+from lmcache.testing.s3_servers import (
+    ACCESS_KEY_ID,
+    BUCKET,
+    REGION,
+    SECRET_ACCESS_KEY,
+    MotoServer,
+    RcloneServer,
+    S3Server,
+)
 
 
 def s3_config(server: S3Server, prefix: str = "", **settings: object) -> S3Config:

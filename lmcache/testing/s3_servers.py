@@ -1,4 +1,4 @@
-"""S3 servers of other projects as processes of their own: moto, which accepts any key, and rclone, which checks them."""
+"""S3 servers of other projects as processes of their own: moto, which takes any key, and rclone, which checks them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ REGION = "us-east-1"
 BUCKET = "lmcache-test"
 
 _START_TIMEOUT_S = 30.0
+# What moto wants to see before it gives an object; it does not check it.
+_ANY_SIGNATURE = {
+    "Authorization": f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20200101/{REGION}/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0"
+}
 
 
 def free_port() -> int:
@@ -59,7 +64,7 @@ class S3Server:
 
 
 class MotoServer(S3Server):
-    """Objects in its memory. Its bucket is reached here without a signature, which it does not ask for."""
+    """Objects in its memory. Its bucket is reached here by plain HTTP."""
 
     def __init__(self) -> None:
         port = free_port()
@@ -92,7 +97,7 @@ class MotoServer(S3Server):
     def _ask(self, method: str, path: str, content: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, content)
+            connection.request(method, path, content, _ANY_SIGNATURE)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -108,7 +113,7 @@ class RcloneServer(S3Server):
         self.bucket_folder.mkdir(parents=True)
         command = [
             program, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--config", "/dev/null",
-            "--auth-key", f"{ACCESS_KEY_ID},{SECRET_ACCESS_KEY}", "--vfs-cache-mode", "off", "--dir-cache-time", "0s",
+            "--auth-key", f"{ACCESS_KEY_ID},{SECRET_ACCESS_KEY}", "--vfs-cache-mode", "off", "--dir-cache-time", "1ms",
         ]  # fmt: skip
         super().__init__(command, port)
 

@@ -107,6 +107,11 @@ class Connection:
                 return None
             self._socket.poll(int(left_s * 1000 + 0.999))
 
+    @property
+    def is_connected(self) -> bool:
+        """False: nobody listens at the other end any more, or too much waits there to be taken in."""
+        return bool(self._socket.poll(0, zmq.POLLOUT))
+
     def forget(self, number: int) -> None:
         """Nobody waits for this answer any more."""
         self._waiting.pop(number, None)

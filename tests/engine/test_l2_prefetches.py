@@ -2,112 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from lmcache.core.keys import ObjectKey
-from lmcache.engine.cache_server import EngineConfig, MPCacheServer
-from lmcache.engine.pool import PoolConfig
-from lmcache.l2.registry import parse_adapters
-from lmcache.memory.pool_files import Geometry
 from lmcache.protocol import messages as m
-from lmcache.protocol.blobs import split_places
-from lmcache.storage.manager import StorageConfig
-from lmcache.telemetry.metrics import MetricRegistry
-from lmcache.telemetry.periodic import PeriodicThreadRegistry
-from tests.conftest import FakeClock
-from tests.engine.conftest import CHUNK_SIZE, UNIT_BYTES, Harness, slots_of
+from tests.engine.conftest import CHUNK_SIZE, UNIT_BYTES
+from tests.engine.tiered import OpenTiered, content, tiered_engines, wait_until
 
 DIGESTS = [bytes([number]) * 32 for number in range(1, 9)]
-UNITS = 16
-OpenWithL2 = Callable[..., Harness]
-
-
-class Tiered(Harness):
-    """The harness with tiers whose loops run."""
-
-    def write(self, digests: list[bytes], uid: int = 1, salt: str = "") -> None:
-        """Store objects whose bytes tell their digest and rank, as a worker would."""
-        reserved = self.reserve(digests, 999, uid, salt)
-        for digest, (_, _, offset, length) in zip(digests, split_places(reserved.places), strict=True):
-            self.engine.pool.view(offset, length)[:] = content(digest, uid, length)
-        assert self.engine.stores.commit(self.engine.pool, self.client(uid), 999, slots_of(reserved)).num_accepted
-
-    def ask(self, digests: list[bytes], request: str = "r", wait_s: float = 5.0, uid: int = 100) -> m.Reply:
-        """A lookup, and its answer however late."""
-        replies: list[m.Reply] = []
-        found = self.begin(m.Lookup(request, "", b"".join(digests), wait_s), replies, uid)
-        if found is not None:
-            return found
-        wait_until(lambda: bool(replies))
-        return replies[0]
-
-    def begin(self, asked: m.Lookup, replies: list[m.Reply], uid: int = 100) -> m.Reply | None:
-        """The answer, if there is one at once; else it will be in `replies`."""
-
-        def answer(make_reply: Callable[[], m.Reply]) -> None:
-            with self.engine.mutex:
-                replies.append(make_reply())
-
-        with self.engine.mutex:
-            return self.engine.lookups.lookup(self.engine.pool, self.client(uid), asked, answer)
-
-    def wait_until_stored(self, num_objects: int, adapter: int = 0) -> None:
-        tier = self.engine.storage.tiers()[adapter]
-        wait_until(lambda: tier.adapter.num_objects == num_objects and not self.engine.storage.stores.num_inflight)
-
-    def assert_bytes(self, found: m.Found, digests: list[bytes], uids: tuple[int, ...] = (1,)) -> None:
-        places = split_places(found.places)
-        assert len(places) == len(digests) * len(uids) == found.num_chunks * len(uids)
-        for number, (_, _, offset, length) in enumerate(places):
-            expected = content(digests[number // len(uids)], uids[number % len(uids)], length)
-            assert bytes(self.engine.pool.view(offset, length)) == expected
-
-
-def content(digest: bytes, uid: int, length: int) -> bytes:
-    return (digest + bytes([uid]) * 7)[:length].ljust(length, digest[:1])
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 @pytest.fixture
-def open_tiered(pool_folder: pathlib.Path) -> Iterator[Callable[..., Tiered]]:
-    opened: list[tuple[Tiered, PeriodicThreadRegistry]] = []
-
-    def open_(*adapters: str, units: int = UNITS, world_size: int = 1, **storage: object) -> Tiered:
-        adapters = adapters or ('{"type": "memory", "max_size_gb": 1}',)
-        config = EngineConfig(
-            PoolConfig(pool_folder, Geometry(units * UNIT_BYTES, 64)),
-            chunk_size=CHUNK_SIZE,
-            storage=StorageConfig(parse_adapters(adapters), **storage),  # type: ignore[arg-type]
-        )
-        engine = MPCacheServer(config, MetricRegistry(), lambda peer, message: None, time.monotonic)
-        threads = PeriodicThreadRegistry()
-        engine.storage.start(threads)
-        engine.pool.wait_until_populated(30)
-        tiered = Tiered(engine, FakeClock())
-        opened.append((tiered, threads))
-        for rank in range(world_size):
-            tiered.worker(uid=1 + rank, rank=rank, world_size=world_size)
-        tiered.scheduler(world_size=world_size)
-        return tiered
-
-    yield open_
-    for tiered, threads in opened:
-        tiered.engine.storage.close()
-        threads.stop_all()
-        tiered.engine.close(keep=False)
+def open_tiered(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
+    with tiered_engines(pool_folder) as open_:
+        yield open_
 
 
-def test_what_left_l1_comes_back_from_l2(open_tiered: Callable[..., Tiered]) -> None:
+def test_what_left_l1_comes_back_from_l2(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tiered.write(DIGESTS[:4])
     tiered.wait_until_stored(4)
@@ -122,7 +37,7 @@ def test_what_left_l1_comes_back_from_l2(open_tiered: Callable[..., Tiered]) -> 
     assert tiered.l1_report["total_object_count"] == 0, "loaded objects go with their reader"
 
 
-def test_a_retaining_policy_keeps_what_was_loaded(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_retaining_policy_keeps_what_was_loaded(open_tiered: OpenTiered) -> None:
     tiered = open_tiered(prefetch_policy="retain")
     tiered.write(DIGESTS[:3])
     tiered.wait_until_stored(3)
@@ -133,7 +48,7 @@ def test_a_retaining_policy_keeps_what_was_loaded(open_tiered: Callable[..., Tie
     assert tiered.l1_report["read_locked_count"] == 0
 
 
-def test_the_part_in_l1_and_the_part_in_l2_make_one_prefix(open_tiered: Callable[..., Tiered]) -> None:
+def test_the_part_in_l1_and_the_part_in_l2_make_one_prefix(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tiered.write(DIGESTS[:6])
     tiered.wait_until_stored(6)
@@ -143,14 +58,14 @@ def test_the_part_in_l1_and_the_part_in_l2_make_one_prefix(open_tiered: Callable
     tiered.assert_bytes(tiered.ask(DIGESTS), DIGESTS[:6])  # type: ignore[arg-type]
 
 
-def test_a_miss_is_answered_at_once(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_miss_is_answered_at_once(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tiered.write(DIGESTS[:1])
     tiered.wait_until_stored(1)
     assert tiered.lookup(DIGESTS[3:5]).num_chunks == 0, "the adapter's index knows that it is a miss"
 
 
-def test_a_chunk_counts_only_with_every_rank(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_chunk_counts_only_with_every_rank(open_tiered: OpenTiered) -> None:
     tiered = open_tiered(world_size=2)
     tiered.write(DIGESTS[:3], uid=1)
     tiered.write(DIGESTS[:2], uid=2)
@@ -161,7 +76,7 @@ def test_a_chunk_counts_only_with_every_rank(open_tiered: Callable[..., Tiered])
     tiered.assert_bytes(found, DIGESTS[:2], (1, 2))
 
 
-def test_a_prompt_larger_than_half_the_pool_is_loaded_as_far_as_that(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_prompt_larger_than_half_the_pool_is_loaded_as_far_as_that(open_tiered: OpenTiered) -> None:
     tiered = open_tiered(units=4)
     for digest in DIGESTS[:6]:
         tiered.write([digest])
@@ -173,7 +88,7 @@ def test_a_prompt_larger_than_half_the_pool_is_loaded_as_far_as_that(open_tiered
     tiered.assert_bytes(found, DIGESTS[:2])
 
 
-def test_a_hint_brings_it_before_the_lookup(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_hint_brings_it_before_the_lookup(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tiered.write(DIGESTS[:3])
     tiered.wait_until_stored(3)
@@ -186,7 +101,7 @@ def test_a_hint_brings_it_before_the_lookup(open_tiered: Callable[..., Tiered]) 
     wait_until(lambda: tiered.l1_report["total_object_count"] == 0)
 
 
-def test_a_request_that_ends_meanwhile_is_answered_and_leaves_no_lock(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_request_that_ends_meanwhile_is_answered_and_leaves_no_lock(open_tiered: OpenTiered) -> None:
     slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
     tiered = open_tiered(slow)
     tiered.write(DIGESTS[:2])
@@ -202,7 +117,7 @@ def test_a_request_that_ends_meanwhile_is_answered_and_leaves_no_lock(open_tiere
     assert tiered.l1_report["read_locked_count"] == 0
 
 
-def test_a_late_tier_costs_no_more_than_the_wait(open_tiered: Callable[..., Tiered]) -> None:
+def test_a_late_tier_costs_no_more_than_the_wait(open_tiered: OpenTiered) -> None:
     slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
     tiered = open_tiered(slow)
     tiered.write(DIGESTS[:2])
@@ -214,7 +129,7 @@ def test_a_late_tier_costs_no_more_than_the_wait(open_tiered: Callable[..., Tier
     assert tiered.l1_report["temporary_count"] == 0
 
 
-def test_skip_l1_lets_go_of_what_l2_has(open_tiered: Callable[..., Tiered]) -> None:
+def test_skip_l1_lets_go_of_what_l2_has(open_tiered: OpenTiered) -> None:
     tiered = open_tiered(store_policy="skip_l1")
     tiered.write(DIGESTS[:3])
     tiered.wait_until_stored(3)
@@ -222,7 +137,7 @@ def test_skip_l1_lets_go_of_what_l2_has(open_tiered: Callable[..., Tiered]) -> N
     tiered.assert_bytes(tiered.ask(DIGESTS[:3]), DIGESTS[:3])  # type: ignore[arg-type]
 
 
-def test_an_operators_prefetch_stays(open_tiered: Callable[..., Tiered]) -> None:
+def test_an_operators_prefetch_stays(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tokens = list(range(3 * CHUNK_SIZE))
     chains = tiered.engine.prefetches.chains(tiered.engine.prefetches.roots_of("org/m", 1), tokens)
@@ -239,7 +154,7 @@ def test_an_operators_prefetch_stays(open_tiered: Callable[..., Tiered]) -> None
     assert tiered.lookup(digests).num_chunks == 3
 
 
-def test_an_object_overwritten_in_the_pool_never_reaches_l2(open_tiered: Callable[..., Tiered]) -> None:
+def test_an_object_overwritten_in_the_pool_never_reaches_l2(open_tiered: OpenTiered) -> None:
     """The source is taken back while a slow adapter has not read it yet."""
     slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
     tiered = open_tiered(slow)
@@ -254,3 +169,19 @@ def test_an_object_overwritten_in_the_pool_never_reaches_l2(open_tiered: Callabl
         tiered.engine.storage.tiers()[0].adapter.load(key, memoryview(target))
         assert bytes(target) == content(key.chunk_hash, 1, UNIT_BYTES)
     assert isinstance(next(iter(held)), ObjectKey)
+
+
+def test_what_comes_back_through_serdes_is_what_was_stored(open_tiered: OpenTiered, tmp_path: pathlib.Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first " + "0f" * 32)
+    keys.chmod(0o600)
+    serdes = [{"type": "zstd"}, {"type": "aesgcm", "key_file": str(keys)}]
+    tiered = open_tiered(json.dumps({"type": "memory", "max_size_gb": 1, "serde": serdes}))
+    tiered.write(DIGESTS)
+    tiered.wait_until_stored(len(DIGESTS))
+    tiered.engine.clear(force=True)
+    found = tiered.ask(DIGESTS)
+    assert isinstance(found, m.Found)
+    tiered.assert_bytes(found, DIGESTS)
+    (status,) = [tier.report() for tier in tiered.engine.storage.tiers()]
+    assert status["serde_wrapped"] is True

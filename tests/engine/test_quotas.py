@@ -14,6 +14,7 @@ from lmcache.memory.pool_files import Geometry
 from lmcache.telemetry.metrics import MetricRegistry
 from tests.conftest import FakeClock
 from tests.engine.conftest import CHUNK_SIZE, DIGESTS, UNIT_BYTES, Harness
+from tests.engine.tiered import tiered_engines, wait_until
 
 OpenEngine = Callable[..., Harness]
 
@@ -139,3 +140,25 @@ def test_a_pool_that_was_made_anew_keeps_to_the_same_quotas(open_engine: OpenEng
     harness.engine.reap_cycle()
     harness.engine.pool.wait_until_populated(30)
     assert harness.engine.pool.quotas is harness.engine.quotas
+
+
+def test_a_limit_holds_over_all_tiers_that_evict_by_it(pool_folder: pathlib.Path) -> None:
+    """What is shown is what is enforced: L1 and an adapter together, whoever holds most first."""
+    isolated = '{"type": "memory", "max_size_gb": 1, "eviction": {"eviction_policy": "IsolatedLRU"}}'
+    digests = [bytes([number]) * 32 for number in range(1, 7)]
+    with tiered_engines(pool_folder) as open_tiered:
+        tiered = open_tiered(isolated, policy="IsolatedLRU")
+        engine = tiered.engine
+        tiered.write(digests, salt="u")
+        tiered.wait_until_stored(6)
+        assert engine.usage.bytes_by_salt()["u"] > 12 * UNIT_BYTES
+        limit_bytes = 7 * UNIT_BYTES
+        engine.quotas.set("u", limit_bytes)
+
+        def is_kept() -> bool:
+            engine.evict_cycle()
+            return engine.usage.bytes_by_salt()["u"] <= limit_bytes
+
+        wait_until(is_kept)
+        in_l1 = engine.pool.l1.usage_bytes_by_salt()["u"] // UNIT_BYTES
+        assert (in_l1, engine.storage.tiers()[0].adapter.num_objects) == (3, 3)

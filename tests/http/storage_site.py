@@ -165,6 +165,7 @@ class FaultyL2Adapter(MockL2Adapter):
         self.gate.set()
         self.num_inside = self.most_inside = self.num_waiting = 0
         self.counting = threading.Lock()
+        self._arriving = threading.Lock()
 
     def open(self) -> None:
         self.gate.wait(30)
@@ -179,7 +180,7 @@ class FaultyL2Adapter(MockL2Adapter):
 
     def list_l2_keys(self, model_name: str | None, page_size: int, page_token: str | None) -> KeyPage:
         self._meet()
-        with self.counting:
+        with self._arriving:
             self.num_waiting += 1
         self.gate.wait(30)
         return super().list_l2_keys(model_name, page_size, page_token)

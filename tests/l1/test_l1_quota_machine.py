@@ -54,7 +54,8 @@ class L1QuotaMachine(L1Machine):
         before, num_gone = self.held_bytes(salt), 0
         while num_gone < num_objects_max and self.is_beyond(salt) and (victim := self.oldest(salt)) is not None:
             num_gone += self.evict(victim)
-        assert self.l1.evict_excess(salt, num_objects_max) == (num_gone, before - self.held_bytes(salt))
+        limit = self.quotas.limit_bytes(salt)
+        assert self.l1.evict_excess(salt, limit, num_objects_max) == (num_gone, before - self.held_bytes(salt))
 
     @precondition(lambda self: sum(self.is_beyond(salt) for salt in SALTS) < 2)
     @rule(units=st.integers(0, NUM_UNITS), num_objects_max=st.integers(1, 8))

@@ -58,7 +58,7 @@ def test_l1_finds_what_the_pure_simulation_finds(open_pool: OpenPool, policy: st
 
 def bring_back(pool: Pool) -> None:
     for salt in pool.l1.tenants_beyond_limit():
-        pool.l1.evict_excess(salt, 1 << 20)
+        pool.l1.evict_excess(salt, pool.quotas.limit_bytes(salt), 1 << 20)
 
 
 @pytest.mark.parametrize("flood_share", [1.0, 0.25, 0.0])

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import CorruptObjectError, KeyFormatError
 from lmcache.l2.envelope import (
+    CHECKSUM_PART_BYTES,
     HEADER_BYTES_MAX,
+    PayloadChecksum,
     check_header,
     checksum,
     decode_header,
@@ -107,6 +109,24 @@ def test_a_header_of_another_object_is_noticed():
         check_header(header, make_key(2), 5)
     with pytest.raises(CorruptObjectError, match="5 bytes where 6 were expected"):
         check_header(header, KEY, 6)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, CHECKSUM_PART_BYTES, CHECKSUM_PART_BYTES + 1, 3 * CHECKSUM_PART_BYTES])
+@pytest.mark.parametrize("parts_a_piece", [1, 2])
+def test_a_checksum_does_not_depend_on_the_pieces(num_bytes, parts_a_piece):
+    data = make_data(1, num_bytes)
+    running = PayloadChecksum()
+    piece_bytes = parts_a_piece * CHECKSUM_PART_BYTES
+    for start in range(0, num_bytes, piece_bytes):
+        running.add(data[start : start + piece_bytes])
+    assert running.value() == checksum(data)
+
+
+def test_a_checksum_depends_on_every_part_and_on_their_order():
+    parts = [make_data(number, CHECKSUM_PART_BYTES) for number in range(2)]
+    other = make_data(2, CHECKSUM_PART_BYTES)
+    seen = {checksum(b"".join(pieces)) for pieces in (parts, parts[::-1], parts[:1], [*parts, b"x"], [parts[0], other])}
+    assert len(seen) == 5
 
 
 def test_the_payload_of_a_whole_object():

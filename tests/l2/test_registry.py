@@ -91,7 +91,7 @@ def test_a_wrong_size(size):
         ("eviction", "LRU", "`eviction` must be an object with an `eviction_policy`"),
         ("eviction", {"trigger_watermark": 0.5}, "`eviction` must be an object with an `eviction_policy`"),
         ("eviction", {"eviction_policy": "SIEVE"}, "eviction_policy must be one of "),
-        ("eviction", {"eviction_policy": "LRU", "ratio": 1}, "unknown field 'ratio'; did you mean 'eviction_ratio'?"),
+        ("eviction", {"eviction_policy": "LRU", "evict_ratio": 1}, "did you mean 'eviction_ratio'?"),
         ("eviction", {"eviction_policy": "LRU", "trigger_watermark": 0}, "trigger_watermark must be above 0"),
         ("eviction", {"eviction_policy": "LRU", "eviction_ratio": 1.5}, "eviction_ratio must be above 0 and at most 1"),
     ],
@@ -101,11 +101,13 @@ def test_wrong_common_fields(field, value, expected):
 
 
 class _EntryPoint:
-    def __init__(self, name: str, module: types.ModuleType) -> None:
+    def __init__(self, name: str, module: types.ModuleType | None) -> None:
         self.name = name
         self._module = module
 
     def load(self) -> types.ModuleType:
+        if self._module is None:
+            raise ImportError("No module named 'gone'")
         return self._module
 
 
@@ -113,7 +115,7 @@ class _EntryPoint:
 def published(monkeypatch):
     """`published(module)`: as if an installed package had it behind an entry point."""
 
-    def publish(module: types.ModuleType) -> None:
+    def publish(module: types.ModuleType | None) -> None:
         points = [_EntryPoint("extra", module)]
         monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "lmcache.l2" else [])
         registry.adapter_modules.cache_clear()
@@ -137,9 +139,20 @@ def test_an_adapter_of_another_package(published):
     assert type(make_adapter(spec, AdapterContext("elsewhere"))) is MockL2Adapter
 
 
+def test_an_entry_point_that_cannot_be_used_is_named(published):
+    published(None)
+    with pytest.raises(
+        ConfigError, match=r"entry point 'extra' of lmcache\.l2 cannot be loaded: ImportError: No module"
+    ):
+        type_names()
+    published(types.ModuleType("some_package"))
+    with pytest.raises(ConfigError, match=r"entry point 'extra' of lmcache\.l2 has no TYPE_NAMES, Config, make"):
+        type_names()
+
+
 def test_two_owners_of_a_type_are_refused(published):
     published(_module("memory"))
-    with pytest.raises(ConfigError, match=r"type 'memory' is defined by lmcache.l2.memory and some_package"):
+    with pytest.raises(ConfigError, match=r"type 'memory' is defined by lmcache\.l2\.memory and by some_package"):
         type_names()
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from lmcache.testing.l2_contract import L2AdapterContract
+from lmcache.testing.l2_backend import Bench
+from lmcache.testing.l2_contract import L2AdapterContract, ObjectContract
+from lmcache.testing.l2_contract_listing import ListingContract
+from lmcache.testing.l2_contract_room import RoomContract
 from lmcache.testing.l2_machine import l2_machine
 from lmcache.testing.l2_s3 import MotoBackend, RcloneBackend
 from lmcache.testing.s3_servers import MotoServer, RcloneServer
@@ -19,17 +22,25 @@ class TestS3OnMoto(L2AdapterContract):
         return MotoBackend(moto)
 
 
-class TestS3OnRclone(L2AdapterContract):
-    """It keeps objects as files, so names are as long as a file's may be."""
+class TestS3OnRclone(ObjectContract, RoomContract, ListingContract):
+    """It keeps objects as files: names are as long as a file's may be, and accents are normalised. It remembers
+    sizes, so what is damaged behind its back it damages further."""
 
     @pytest.fixture
     def backend(self, rclone: RcloneServer):
         return RcloneBackend(rclone)
 
+    @pytest.fixture
+    def bench(self, backend: RcloneBackend) -> Iterator[Bench]:
+        bench = Bench(backend)
+        yield bench
+        bench.adapter.close()
+
     test_odd_keys = None
+    test_keys_that_resemble_each_other_are_two = None
 
 
-# One thousand requests or so an example: few of them. A failure is replayed on moto, where it is quick.
+# An example makes some hundred requests: few of them.
 _machine_servers: list[MotoServer] = []
 
 

@@ -11,7 +11,8 @@ from lmcache.l2.base import AdapterContext, L2Adapter, Source, StoreStatus, Usag
 from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.l2.memory.config import MemoryConfig
 from lmcache.l2.registry import make_adapter, parse_adapter, parse_serde
-from lmcache.l2.serde_wrapper import wrap
+from lmcache.l2.serde_wrapper import SerdeL2AdapterWrapper, wrap
+from lmcache.serde.raw import RawSerde
 from lmcache.testing.l2_backend import Bench, make_data, make_key
 from lmcache.testing.l2_contract import L2AdapterContract
 from lmcache.testing.l2_machine import l2_machine
@@ -122,6 +123,24 @@ def test_values_that_are_not_finite_are_stored_as_they_are(wrapped, serde):
     bench.store(make_key(1), data)
     answer = bench.load(make_key(1), OBJECT_BYTES)
     assert (answer.data, answer.is_lossy) == (data, False)
+
+
+class _Slow(RawSerde):
+    """Others take the source back while it is encoded."""
+
+    is_taken_back = False
+
+    def encode(self, data, layout, key):
+        self.is_taken_back = True
+        return super().encode(data, layout, key)
+
+
+def test_a_source_taken_back_while_it_is_encoded_is_not_stored():
+    serde, memory = _Slow(), MockL2Adapter(MemoryConfig(1), AdapterContext("memory"))
+    adapter = SerdeL2AdapterWrapper(memory, serde)
+    source = Source(memoryview(make_data(1)), "", lambda: not serde.is_taken_back)
+    assert adapter.store(make_key(1), source) is StoreStatus.GONE
+    assert memory.num_objects == 0
 
 
 def test_an_encrypted_object_cannot_be_read_or_swapped(wrapped, key_file):

@@ -66,6 +66,7 @@ class FakePool:
     def __init__(self, pool_bytes: int = 64 * OBJECT_BYTES) -> None:
         self.l1 = FakeL1()
         self.pool_bytes = pool_bytes
+        self.is_closed = False
 
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(bytes([offset % 256]) * length)

@@ -6,6 +6,7 @@ import multiprocessing
 import pathlib
 import socket
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,10 +23,17 @@ def free_port() -> int:
 class CacheServer:
     """The test's handle. `restart` keeps folder and port, as an operator's restart does."""
 
-    def __init__(self, folder: pathlib.Path, chunk_size: int = _CHUNK_SIZE, pool_bytes: int = _POOL_BYTES) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        chunk_size: int = _CHUNK_SIZE,
+        pool_bytes: int = _POOL_BYTES,
+        adapters: Sequence[str] = (),
+    ) -> None:
+        """`adapters`: L2, as `--l2-adapter` takes it."""
         self.folder = folder
         self.port = free_port()
-        self._arguments = (folder, f"tcp://127.0.0.1:{self.port}", chunk_size, pool_bytes)
+        self._arguments = (folder, f"tcp://127.0.0.1:{self.port}", chunk_size, pool_bytes, tuple(adapters))
         self.is_running = False
 
     def start(self) -> None:
@@ -85,15 +93,20 @@ class CacheServer:
 
 
 class _Served:
-    def __init__(self, folder: pathlib.Path, url: str, chunk_size: int, pool_bytes: int) -> None:
+    def __init__(
+        self, folder: pathlib.Path, url: str, chunk_size: int, pool_bytes: int, adapters: Sequence[str]
+    ) -> None:
         from lmcache.engine.cache_server import EngineConfig
         from lmcache.engine.pool import PoolConfig
+        from lmcache.l2.registry import parse_adapters
         from lmcache.memory.pool_files import Geometry
         from lmcache.server.local_server import LocalServer, LocalServerConfig
+        from lmcache.storage.manager import StorageConfig
         from lmcache.telemetry.metrics import MetricRegistry
         from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
-        config = EngineConfig(PoolConfig(folder, Geometry.for_pool(pool_bytes)), chunk_size)
+        storage = StorageConfig(parse_adapters(adapters))
+        config = EngineConfig(PoolConfig(folder, Geometry.for_pool(pool_bytes)), chunk_size, storage=storage)
         self._server = LocalServer(LocalServerConfig(config, url), MetricRegistry(), PeriodicThreadRegistry())
         self._server.engine.pool.wait_until_populated(30.0)
         self._server.start()
@@ -128,8 +141,10 @@ class _Served:
         return scope["result"]
 
 
-def _serve(pipe: Connection, folder: pathlib.Path, url: str, chunk_size: int, pool_bytes: int) -> None:
-    served = _Served(folder, url, chunk_size, pool_bytes)
+def _serve(
+    pipe: Connection, folder: pathlib.Path, url: str, chunk_size: int, pool_bytes: int, adapters: Sequence[str]
+) -> None:
+    served = _Served(folder, url, chunk_size, pool_bytes, adapters)
     pipe.send(("ok", None))
     while True:
         try:

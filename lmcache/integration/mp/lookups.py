@@ -73,8 +73,9 @@ class LookupClient:
             asked = self._ask(request_id, cache_salt, digests)
             if asked is None:
                 return NOTHING
+        connection = self._connected(asked.joined)
         try:
-            reply = self._connected(asked.joined).wait(asked.number, wait_s)
+            reply = connection.wait(asked.number, wait_s)
         except ServerUnavailableError:
             self._membership.lose(asked.joined.boot_id)
             del self._asked[request_id]
@@ -87,7 +88,7 @@ class LookupClient:
             if not self._is_current(asked.joined):
                 del self._asked[request_id]  # whoever should answer is gone
                 return NOTHING
-            if self._clock() < asked.deadline_s:
+            if self._clock() < asked.deadline_s and connection.is_connected:
                 return None
             self.cancel(request_id)  # first: once the registration is lost nothing can be posted to it
             self._membership.lose(asked.joined.boot_id)

@@ -129,6 +129,8 @@ class LMCacheMPSchedulerAdapter:
         tracker = self._tracker(request)
         if tracker is not None and self._rehash(tracker, request, joined):
             self._lookups.hint(request.request_id, tracker.cache_salt, tracker.chain.digests)  # type: ignore[union-attr]
+            # What it fetches ahead is for this request alone: it must hear of an end before the first lookup.
+            tracker.session_boot_id = joined.boot_id
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens we can load beyond those vLLM has; None: ask again in the next step."""

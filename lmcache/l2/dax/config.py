@@ -47,7 +47,7 @@ class DaxConfig:
             raise ConfigError(f"each device_path must appear once (got {', '.join(paths)})")
         if not found and not self.hotplug_enabled:
             raise ConfigError(
-                "a dax adapter needs `device_path` and `max_dax_size_gb`, or `devices`, unless `hotplug_enabled` is true"
+                "`device_path` and `max_dax_size_gb`, or `devices`, are missing; only `hotplug_enabled` does without"
             )
 
     def device_settings(self) -> list[DeviceSettings]:

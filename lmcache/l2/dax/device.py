@@ -1,8 +1,8 @@
 """One device as slots of objects. Not thread-safe in its counts: `devices` guards those; transfers may overlap.
 
 A slot holds an object's header and payload without a gap. The payload is written first and
-the header last, and the header is erased before the slot is given to another object. So
-whatever a crash leaves, a header that checks stands before the payload it speaks of.
+the header last, and what header was there is erased before both. So whatever a crash leaves,
+a header that checks stands before the payload it speaks of.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class Device:
     # Objects
 
     def put(self, slot: int, header: bytes, payload: memoryview) -> None:
-        """Into a slot whose header is erased. Raises BackendError."""
+        """Raises BackendError."""
         start = slot * self._stride
+        self._medium.write(start, ERASED)
         self._medium.write(start + len(header), payload)
         self._medium.write(start, header)
 

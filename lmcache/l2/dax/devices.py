@@ -2,7 +2,9 @@
 
 A slot passes through these hands:
 
-    free --reserve--> being written --end_write--> placed --take_away--> being erased --give_back--> free
+    free --reserve--> being written --put_in_place--> placed --take_away--> free
+                           |
+                           +--abandon_write--> free
 
 What is pinned is not given to anybody else, even when it was given back meanwhile. No I/O
 happens under the condition.
@@ -33,8 +35,8 @@ class Devices:
         self._changed = threading.Condition()
         self._devices: list[Device] = []
         self._places: dict[ObjectKey, Place] = {}
-        # A store counts as a write until the index knows of its object, or that there is none.
-        self._writing: dict[ObjectKey, Place] = {}
+        # By thread. A store counts as a write until the index knows of its object, or that there is none.
+        self._writing: dict[int, Place] = {}
 
     # Devices
 
@@ -81,8 +83,9 @@ class Devices:
         return placed
 
     def set_state(self, device: Device, state: DeviceState) -> None:
+        """A device that failed can only be removed."""
         with self._changed:
-            if device.state is not DeviceState.FAILED:
+            if device.state is not DeviceState.FAILED or state is DeviceState.REMOVED:
                 device.state = state
             self._changed.notify_all()
 
@@ -97,38 +100,35 @@ class Devices:
 
     # Writing
 
-    def reserve(self, key: ObjectKey) -> Place | None:
-        """A free slot for a store of this key, on the emptiest active device; `end_write` must follow."""
+    def reserve(self) -> Place | None:
+        """A free slot for what this thread stores, on the emptiest active device."""
         with self._changed:
             place = self._take(self._active_but(None))
             if place is not None:
-                self._writing[key] = place
+                self._writing[threading.get_ident()] = place
                 place.device.num_writes += 1
             return place
 
-    def put_in_place(self, key: ObjectKey) -> None:
-        """What was written there can be read now."""
+    def put_in_place(self, key: ObjectKey, place: Place) -> Place | None:
+        """What was written there can be read now. The place where the key lay until then is the caller's."""
         with self._changed:
             stale = self._places.get(key)
-            self._places[key] = self._writing[key]
-            if stale is not None:
-                stale.device.slots.give_back(stale.slot)
+            self._places[key] = place
+            return stale
 
-    def end_write(self, key: ObjectKey) -> None:
-        """The store of this key is over; a slot that holds nothing is free again. None was reserved: ignored."""
+    def abandon_write(self, place: Place) -> None:
+        """What this thread reserved holds nothing."""
         with self._changed:
-            place = self._writing.pop(key, None)
-            if place is None:
-                return
-            place.device.num_writes -= 1
-            self._changed.notify_all()
-
-    def abandon_write(self, key: ObjectKey) -> None:
-        """What was reserved holds nothing."""
-        with self._changed:
-            place = self._writing[key]
             place.device.slots.give_back(place.slot)
-        self.end_write(key)
+        self.end_write()
+
+    def end_write(self) -> None:
+        """This thread's store is over, if it got as far as to reserve a slot."""
+        with self._changed:
+            place = self._writing.pop(threading.get_ident(), None)
+            if place is not None:
+                place.device.num_writes -= 1
+                self._changed.notify_all()
 
     def _active_but(self, source: Device | None) -> list[Device]:
         return [device for device in self._devices if device.state is DeviceState.ACTIVE and device is not source]
@@ -251,4 +251,6 @@ class Devices:
                 device.slots.check_integrity()
                 num_placed = sum(place.device is device for place in self._places.values())
                 if device.is_counted and not self._writing and num_placed > device.slots.num_used:
-                    raise IntegrityError(f"{device.path} has {device.slots.num_used} slots in use for {num_placed} keys")
+                    raise IntegrityError(
+                        f"{device.path} has {device.slots.num_used} slots in use for {num_placed} keys"
+                    )

@@ -6,6 +6,8 @@ changed; if the process ends, the scan at the next start finds one object twice,
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,17 +50,17 @@ class Mover:
             what = "insufficient" if self._devices.has_other_active(source) else "no active"
             raise ReconfigureError(507, f"{what} destination DAX capacity")
         copies: list[_Copy] = []
+        unfinished = deque(places)
         try:
-            for key, place in zip(keys, places, strict=True):
-                copy = self._copy(key, place)
+            for key in keys:
+                copy = self._copy(key, unfinished[0])
+                place = unfinished.popleft()
                 if copy is None:
                     self._devices.give_back(place)
                 else:
                     copies.append(copy)
         except BaseException:
-            for copy in copies:
-                self._undo(copy.new)
-            for place in places[len(copies) :]:
+            for place in [*[copy.new for copy in copies], *unfinished]:
                 self._undo(place)
             raise
         moved = [copy for copy in copies if self._switch(copy)]
@@ -87,9 +89,7 @@ class Mover:
         return True
 
     def _undo(self, place: Place) -> None:
-        """Erase and free a slot that no key lies in. One that cannot be erased is never used again."""
-        try:
+        """Free a slot that no key lies in. Whoever is given one that could not be erased erases it first."""
+        with contextlib.suppress(BackendError):
             place.device.erase(place.slot)
-        except BackendError:
-            return
         self._devices.give_back(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lmcache.errors import ConfigError
@@ -36,7 +36,7 @@ class FaultInjectConfig:
     positions, and where that share of the keys still follows.
     """
 
-    inner: Mapping[str, object]
+    inner: Mapping[str, object] = field(repr=False)
     rate: float = 0.0
     seed: int = 0
     faults: Sequence[str] = (Fault.ERROR,)
@@ -59,6 +59,10 @@ class FaultInjectConfig:
             whole_number("gap_indices", index, 0)
         for ratio in _list("gap_tail_ratios", self.gap_tail_ratios):
             fraction("gap_tail_ratios", ratio)
+        # The registry imports this module; what is inside is checked where the rest is.
+        from lmcache.l2.registry import parse_adapter_object
+
+        parse_adapter_object(self.inner, "inner")
 
     def faults_of(self, operation: Operation) -> list[Fault]:
         """What may happen to a call of this kind."""

@@ -22,13 +22,14 @@ import numpy as np
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, BackendFullError, CorruptObjectError, L2Error, ObjectMissingError
 from lmcache.l2.envelope import (
+    CHECKSUM_PART_BYTES,
     HEADER_BYTES_MAX,
     MAGIC,
     Header,
+    PayloadChecksum,
     check_header,
     decode_header,
     header_bytes_of,
-    running_checksum,
 )
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,8 @@ T = TypeVar("T")
 ALIGN = 4096
 FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
-_PART_BYTES = 512 << 10
 # Without the page cache a part is one request to the disk: larger ones keep it busy.
-_DIRECT_PART_BYTES = 4 << 20
+_DIRECT_PART_BYTES = 8 * CHECKSUM_PART_BYTES
 # A file's time of change is its last use, this coarse: it orders objects after a restart.
 _REFRESH_S = 60.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -105,7 +105,7 @@ class ObjectFiles:
             with self._opened(path, flags) as (descriptor, status):
                 header = self._header(descriptor, status)
                 check_header(header, key, len(target))
-                self._fill(descriptor, header, target, _DIRECT_PART_BYTES if flags else _PART_BYTES)
+                self._fill(descriptor, header, target, _DIRECT_PART_BYTES if flags else CHECKSUM_PART_BYTES)
                 self._refresh(descriptor, status)
 
         with _read_errors():
@@ -117,7 +117,7 @@ class ObjectFiles:
             header = self._header(descriptor, status)
             check_header(header, key, header.payload_bytes)
             target = memoryview(bytearray(header.payload_bytes))
-            self._fill(descriptor, header, target, _PART_BYTES)
+            self._fill(descriptor, header, target, CHECKSUM_PART_BYTES)
             self._refresh(descriptor, status)
             return target
 
@@ -126,12 +126,12 @@ class ObjectFiles:
         with _read_errors(), self._opened(path) as (descriptor, status):
             header = self._header(descriptor, status)
             check_header(header, key, header.payload_bytes)
-            checksum, scratch = running_checksum(), self._scratch()
-            for start in range(0, header.payload_bytes, _PART_BYTES):
-                part = scratch[: min(_PART_BYTES, header.payload_bytes - start)]
+            checksum, scratch = PayloadChecksum(), self._scratch()
+            for start in range(0, header.payload_bytes, CHECKSUM_PART_BYTES):
+                part = scratch[: min(CHECKSUM_PART_BYTES, header.payload_bytes - start)]
                 self._read_all(descriptor, part, header.header_bytes + start)
-                checksum.update(part)
-            _check_sum(checksum.intdigest(), header)
+                checksum.add(part)
+            _check_sum(checksum.value(), header)
 
     def read_header(self, path: bytes) -> Header | None:
         """The header alone; None: this file is none of ours. Raises as `read` does."""
@@ -169,12 +169,12 @@ class ObjectFiles:
         return header
 
     def _fill(self, descriptor: int, header: Header, target: memoryview, part_bytes: int) -> None:
-        checksum = running_checksum()
+        checksum = PayloadChecksum()
         for start in range(0, len(target), part_bytes):
             part = target[start : start + part_bytes]
             self._read_all(descriptor, part, header.header_bytes + start)
-            checksum.update(part)
-        _check_sum(checksum.intdigest(), header)
+            checksum.add(part)
+        _check_sum(checksum.value(), header)
 
     def _read_all(self, descriptor: int, target: memoryview, position: int) -> None:
         while target:
@@ -209,7 +209,7 @@ class ObjectFiles:
         return self._buffer("area", HEADER_BYTES_MAX)
 
     def _scratch(self) -> memoryview:
-        return self._buffer("scratch", _PART_BYTES)
+        return self._buffer("scratch", CHECKSUM_PART_BYTES)
 
     def _buffer(self, name: str, num_bytes: int) -> memoryview:
         found: memoryview | None = getattr(self._local, name, None)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from binascii import hexlify, unhexlify
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import KeyFormatError
 from lmcache.l2.digest_table import DIGEST_BYTES
-from lmcache.l2.object_index import Space
+from lmcache.l2.object_batch import Space
 
 NUM_SHARDS = 256
 _SUFFIX = b".data"
 _SLASH = "-SEP-"
 _NAME_BYTES_MAX = 255
+_DIGEST_CHARACTERS = 2 * DIGEST_BYTES
 _HASHED = re.compile(rb"[0-9a-f]{64}\.data")
 
 
@@ -50,37 +52,36 @@ class NameReader:
     """Reads names in bulk: all but the hash is the same in most of them. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._spaces: dict[tuple[bytes, ...], Space | None] = {}
+        self._spaces: dict[tuple[bytes, bytes], Space | None] = {}
 
     def read(self, name: bytes, shard: int) -> tuple[Space, bytes] | None:
         """What and which digest this names; None: it is not the name of an object in this shard."""
-        parts = name.split(b"@")
+        parts = name.split(b"@", 3)
         if len(parts) < 4:
             return None
-        digest_hex = parts.pop(3)
-        if len(parts) == 3:
-            digest_hex, dot, suffix = digest_hex.partition(b".")
-            parts.append(dot + suffix)
+        rest = parts[3]
+        digest_hex, ending = rest[:_DIGEST_CHARACTERS], rest[_DIGEST_CHARACTERS:]
         try:
-            digest = bytes.fromhex(digest_hex.decode())
+            digest = unhexlify(digest_hex)
         except ValueError:
             return None
         # Only the spelling that we write ourselves: no key may have two names.
-        if len(digest) != DIGEST_BYTES or digest[0] != shard or digest.hex().encode() != digest_hex:
+        if len(digest) != DIGEST_BYTES or digest[0] != shard or hexlify(digest) != digest_hex:
             return None
-        place = tuple(parts)
-        if place not in self._spaces:
-            self._spaces[place] = _space_of(name, place, digest)
-        space = self._spaces[place]
+        place = (name[: -len(rest)], ending)
+        space = self._spaces.get(place)
+        if space is None:
+            if place not in self._spaces:
+                self._spaces[place] = _space_of(name, parts[:3], ending, digest)
+            space = self._spaces[place]
         return None if space is None else (space, digest)
 
 
-def _space_of(name: bytes, parts: tuple[bytes, ...], digest: bytes) -> Space | None:
-    if len(parts) != 4 or not parts[3].endswith(_SUFFIX):
-        return None
+def _space_of(name: bytes, parts: list[bytes], ending: bytes, digest: bytes) -> Space | None:
+    salt = ending.removesuffix(_SUFFIX)
     try:
-        model, rank, group, salt = (part.decode() for part in parts)
-        space = Space(model.replace(_SLASH, "/"), int(rank, 16), int(group, 16), salt[: -len(_SUFFIX)])
+        model, rank, group = (part.decode() for part in parts)
+        space = Space(model.replace(_SLASH, "/"), int(rank, 16), int(group, 16), salt[1:].decode())
         return space if file_name(space.key(digest)) == name else None
     except (KeyFormatError, ValueError):
         return None

@@ -17,7 +17,8 @@ from lmcache.errors import BackendError, CorruptObjectError, ObjectMissingError
 from lmcache.l2.fs.files import ObjectFiles
 from lmcache.l2.fs.folder import CacheFolder
 from lmcache.l2.fs.names import NUM_SHARDS, NameReader, file_name, is_hashed, shard_of
-from lmcache.l2.object_index import ObjectBatch, ObjectIndex, Space
+from lmcache.l2.object_batch import ObjectBatch, Space
+from lmcache.l2.object_index import ObjectIndex
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ class PluginConfig:
 
     module_path: str
     class_name: str
-    adapter_params: Mapping[str, object] = field(default_factory=dict)
+    adapter_params: Mapping[str, object] = field(default_factory=dict, repr=False)
     config_class_name: str | None = None
     max_capacity_gb: float = 0
 

@@ -81,14 +81,14 @@ class S3L2Adapter(IndexedL2Adapter):
         # hold on to it for a moment after a failure, when the pool's memory is no longer ours.
         np.copyto(content[len(header) :], np.frombuffer(data, np.uint8))
         part_bytes = self._config.part_bytes
-        with self._calling():
-            try:
+        try:
+            with self._calling():
                 obstore.put(
                     self._store, self._name(key), content.data,
                     use_multipart=len(content) > part_bytes, chunk_size=part_bytes,
                 )  # fmt: skip
-            except FileNotFoundError as error:
-                raise BackendError(f"{self._location} does not take objects: does the bucket exist?") from error
+        except ObjectMissingError as error:
+            raise BackendError(f"{self._location} takes no objects: does the bucket exist?") from error
         return len(content)
 
     def _read(self, key: ObjectKey, target: memoryview) -> Loaded:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 BucketStore = S3Store | GCSStore | AzureStore
 
+_STORES: Mapping[Service, Callable[..., BucketStore]] = {
+    Service.S3: S3Store,
+    Service.GOOGLE: GCSStore,
+    Service.AZURE: AzureStore,
+}
 _CONNECT_TIMEOUT_S = 5
 # A tier's breaker waits longer than this; here only what passes by itself is waited for.
 _RETRIES: RetryConfig = {
@@ -35,7 +40,6 @@ _REASON_CHARS_MAX = 300
 def make_store(config: S3Config) -> BucketStore:
     """Reaches nobody yet. Raises ConfigError for options that obstore does not know."""
     location = config.location
-    prefix = location.prefix or None
     client: ClientConfig = {
         "allow_http": config.disable_tls or location.endpoint_url.startswith("http://"),
         "http1_only": not config.s3_prefer_http2,
@@ -44,22 +48,13 @@ def make_store(config: S3Config) -> BucketStore:
         "pool_max_idle_per_host": str(config.s3_num_io_threads),
         "user_agent": "lmcache",
     }
-    bucket, options = location.bucket, _options(config, location)
+    make = _STORES[location.service]
     try:
         # The options come from the user, under names that only obstore can judge.
-        match location.service:
-            case Service.S3:
-                return S3Store(
-                    bucket, prefix=prefix, config=cast(Any, options), client_options=client, retry_config=_RETRIES
-                )
-            case Service.GOOGLE:
-                return GCSStore(
-                    bucket, prefix=prefix, config=cast(Any, options), client_options=client, retry_config=_RETRIES
-                )
-            case Service.AZURE:
-                return AzureStore(
-                    bucket, prefix=prefix, config=cast(Any, options), client_options=client, retry_config=_RETRIES
-                )
+        return make(
+            location.bucket, prefix=location.prefix or None, config=_options(config, location),
+            client_options=client, retry_config=_RETRIES,
+        )  # fmt: skip
     except (BaseError, ValueError, TypeError) as error:
         raise ConfigError(f"{location} cannot be used with these settings: {_first_line(error)}") from error
 
@@ -109,10 +104,10 @@ def _translation(error: BaseError | OSError, location: Location) -> Exception:
         )
     if (status and status[1] == "507") or (code and "StorageFull" in code[1]):
         return BackendFullError(f"{location} has no room ({reason})")
-    return BackendError(f"{location} failed: {_first_line(error)}")
+    return BackendError(f"{location} failed: {reason}")
 
 
 def _first_line(error: BaseException) -> str:
-    """Without the body of the answer and what obstore appends for its developers."""
-    line = str(error).partition("\n")[0].partition("<")[0].strip()
-    return line[:_REASON_CHARS_MAX] or type(error).__name__
+    """Without the request's address, the body of the answer, and what obstore appends for its developers."""
+    line = str(error).partition("\n")[0].partition("<")[0]
+    return line.rpartition(" - ")[2].strip()[:_REASON_CHARS_MAX] or type(error).__name__

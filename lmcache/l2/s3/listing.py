@@ -11,7 +11,7 @@ import obstore
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import CorruptObjectError, ObjectMissingError
 from lmcache.l2.envelope import HEADER_BYTES_MAX, decode_header
-from lmcache.l2.object_index import ObjectBatch, Space
+from lmcache.l2.object_batch import ObjectBatch, Space
 from lmcache.l2.object_names import LONG_NAMES, key_of_name, model_start, object_name
 from lmcache.l2.s3.client import BucketStore, translated
 from lmcache.l2.s3.location import Location
@@ -66,7 +66,9 @@ class BucketListing:
             for meta in batch:
                 if not meta["path"].startswith(start):
                     return
-                yield meta
+                # A server that begins anywhere else must not send a walk in circles.
+                if meta["path"] > name:
+                    yield meta
 
     def _key(self, name: str) -> ObjectKey | None:
         if not name.startswith(LONG_NAMES):
