@@ -16,7 +16,7 @@ import traceback
 
 from benchmarks.common import Row, interrupt_once
 
-NAMES = ("transfer", "lookup", "start", "scale", "http", "fs", "s3", "redis", "vllm_ttft", "hooks")
+NAMES = ("transfer", "lookup", "start", "scale", "http", "busy_tier", "fs", "s3", "redis", "vllm_ttft", "hooks")
 _NEED_VLLM = ("vllm_ttft", "hooks")
 
 

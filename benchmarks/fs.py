@@ -189,6 +189,7 @@ def _many_files(base: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _index_rows(base: pathlib.Path) -> list[Row]:
     with _many_files(base):
+        os.sync()  # a million new files keep the disk busy for a while
         command = [sys.executable, "-c", "from benchmarks.fs import open_index; open_index()", str(base)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if found["count"] != NUM_INDEXED:

@@ -201,12 +201,9 @@ class IndexedL2Adapter(L2Adapter):
 
     def evict(self, num_bytes: int, num_objects_max: int, tenant: str | None = None) -> tuple[int, int]:
         hidden = [key for key, _ in self.index.begin_eviction(num_bytes, num_objects_max, tenant)]
-        if hidden:
-            for listener in self._listeners:
-                listener.on_l2_keys_evicted(hidden)
-        return len(hidden), self._finish_removal(hidden)
+        return len(hidden), self._finish_removal(hidden, is_evicted=True)
 
-    def _finish_removal(self, hidden: Sequence[ObjectKey]) -> int:
+    def _finish_removal(self, hidden: Sequence[ObjectKey], is_evicted: bool = False) -> int:
         """Remove hidden objects from the backend; their bytes."""
         num_bytes = 0
         for start in range(0, len(hidden), _REMOVE_BATCH):
@@ -218,8 +215,14 @@ class IndexedL2Adapter(L2Adapter):
                 raise
             sizes = self.index.end_removal(batch)
             num_bytes += sum(sizes)
+            if is_evicted:
+                self._tell_evicted(batch)
             self._tell_deleted(batch, sizes)
         return num_bytes
+
+    def _tell_evicted(self, keys: Sequence[ObjectKey]) -> None:
+        for listener in self._listeners:
+            listener.on_l2_keys_evicted(keys)
 
     def _tell_deleted(self, keys: Sequence[ObjectKey], sizes: Sequence[int]) -> None:
         for listener in self._listeners:

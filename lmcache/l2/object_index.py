@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ from lmcache.l2.object_batch import ObjectBatch, Space
 
 _SCAN_ROWS = 4096
 _BATCH_ROWS = 65536
+# Hiding one object takes some 10 microseconds, and a lookup may wait for the mutex.
+_HIDE_OBJECTS = 256
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class ObjectIndex:
         self._leases: dict[int, _Lease] = {}
         self._storing: dict[ObjectKey, int] = {}
         self._removing: dict[ObjectKey, int] = {}
+        self._removing_bytes = 0
         # Keys that the backend is being asked for, and those of them that left it meanwhile.
         self._probed: dict[ObjectKey, int] = {}
         self._left: set[ObjectKey] = set()
@@ -141,17 +144,26 @@ class ObjectIndex:
             for key in keys:
                 self._probed[key] = self._probed.get(key, 0) + 1
 
-    def end_probe(self, keys: Sequence[ObjectKey], sizes: Sequence[int]) -> None:
-        """Adopt what was found; a size of -1: absent."""
+    def end_probe(
+        self, keys: Sequence[ObjectKey], sizes: Sequence[int], held: Collection[ObjectKey] = ()
+    ) -> list[tuple[ObjectKey, int]]:
+        """Adopt what was found; a size of -1: absent. Of the keys that were `held` when the probe began, those
+        absent are forgotten: they are answered, with their sizes."""
+        forgotten = []
         with self._mutex:
             for key, size in zip(keys, sizes, strict=True):
-                if size >= 0 and key not in self._left:
+                if key in self._left:
+                    continue
+                if size >= 0:
                     self._adopt(key, size)
+                elif key in held and (known_bytes := self._forget(key)) >= 0:
+                    forgotten.append((key, known_bytes))
             for key in keys:
                 self._probed[key] -= 1
                 if not self._probed[key]:
                     del self._probed[key]
                     self._left.discard(key)
+        return forgotten
 
     def adopt_all(self, batch: ObjectBatch) -> None:
         """Take up everything that was found on the backend; the batch is used up. Only an index that never
@@ -177,7 +189,7 @@ class ObjectIndex:
         with self._mutex:
             if not self.capacity_bytes:
                 return 0
-            return self._used_bytes - sum(self._removing.values()) + self._pending_bytes - self.capacity_bytes
+            return self._used_bytes - self._removing_bytes + self._pending_bytes - self.capacity_bytes
 
     # Removing
 
@@ -204,38 +216,28 @@ class ObjectIndex:
     def begin_eviction(
         self, num_bytes: int, num_objects_max: int, tenant: str | None = None
     ) -> list[tuple[ObjectKey, int]]:
-        """Hide objects in the policy's order until that many bytes are."""
+        """Hide objects in the policy's order until that many bytes are. The mutex is let go in between."""
         hidden: list[tuple[ObjectKey, int]] = []
-        with self._mutex:
-            victims = self._policy.victims(tenant)
-            while num_bytes > 0 and len(hidden) < num_objects_max:
-                row = next(victims, None)
-                if row is None:
-                    break
-                key, size = self._key(row), self._sizes[row]
-                self._hide(row, key, is_evicted=True)
-                hidden.append((key, size))
-                num_bytes -= size
+        while num_bytes > 0 and len(hidden) < num_objects_max:
+            with self._mutex:
+                found = self._hide_victims(num_bytes, min(num_objects_max - len(hidden), _HIDE_OBJECTS), tenant)
+            hidden += found
+            num_bytes -= sum(size for _, size in found)
+            if not found:
+                break
         return hidden
 
     def forget(self, key: ObjectKey) -> int:
         """The backend turned out not to hold it, or to hold garbage: its size, or -1 if it was not known."""
         with self._mutex:
-            row = self._find(key)
-            if row < 0:
-                return -1
-            size = self._sizes[row]
-            self._hide(row, key, is_evicted=False)
-            self._used_bytes -= self._removing.pop(key)
-            self._note_left(key)
-            return size
+            return self._forget(key)
 
     def end_removal(self, keys: Iterable[ObjectKey]) -> list[int]:
         """These hidden objects are gone from the backend; their sizes."""
         with self._mutex:
             sizes = []
             for key in keys:
-                sizes.append(self._removing.pop(key))
+                sizes.append(self._end_removing(key))
                 self._note_left(key)
             self._used_bytes -= sum(sizes)
             return sizes
@@ -244,7 +246,7 @@ class ObjectIndex:
         """These hidden objects could not be removed: they are held as before."""
         with self._mutex:
             for key in keys:
-                size = self._removing.pop(key)
+                size = self._end_removing(key)
                 self._used_bytes -= size
                 self._add(key, size)
 
@@ -307,6 +309,8 @@ class ObjectIndex:
                 raise IntegrityError("bytes per tenant and the objects' sizes do not add up")
             if len(self._policy) != len(rows) or not set(self._leases) <= set(rows):
                 raise IntegrityError("policy, leases and objects do not add up")
+            if self._removing_bytes != sum(self._removing.values()):
+                raise IntegrityError("bytes being removed do not add up")
             if self._pending_bytes != sum(self._storing.values()):
                 raise IntegrityError("bytes being stored do not add up")
 
@@ -342,6 +346,16 @@ class ObjectIndex:
             self._add(key, num_bytes)
         return is_new
 
+    def _forget(self, key: ObjectKey) -> int:
+        row = self._find(key)
+        if row < 0:
+            return -1
+        size = self._sizes[row]
+        self._hide(row, key, is_evicted=False)
+        self._used_bytes -= self._end_removing(key)
+        self._note_left(key)
+        return size
+
     def _note_left(self, key: ObjectKey) -> None:
         if key in self._probed:
             self._left.add(key)
@@ -368,6 +382,26 @@ class ObjectIndex:
         else:
             self._salt_bytes.pop(key.cache_salt, None)
         self._removing[key] = size
+        self._removing_bytes += size
+
+    def _end_removing(self, key: ObjectKey) -> int:
+        """The size of an object that is not being removed any more."""
+        size = self._removing.pop(key)
+        self._removing_bytes -= size
+        return size
+
+    def _hide_victims(self, num_bytes: int, num_objects_max: int, tenant: str | None) -> list[tuple[ObjectKey, int]]:
+        hidden: list[tuple[ObjectKey, int]] = []
+        victims = self._policy.victims(tenant)
+        while num_bytes > 0 and len(hidden) < num_objects_max:
+            row = next(victims, None)
+            if row is None:
+                break
+            key, size = self._key(row), self._sizes[row]
+            self._hide(row, key, is_evicted=True)
+            hidden.append((key, size))
+            num_bytes -= size
+        return hidden
 
     def _drop_lease(self, row: int) -> None:
         del self._leases[row]

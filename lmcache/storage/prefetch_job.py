@@ -69,7 +69,8 @@ OnDone = Callable[[bool], None]
 @dataclass(slots=True)
 class PrefetchJob:
     """`asked`: the (chunk, rank) of each key asked for in this window. `locked`: places in L1 that
-    the job protects until its reader has them, `held_bytes` those of them it loaded. `stop_chunk`: the first chunk known not to come."""
+    the job protects until its reader has them; `held_bytes`: of those that it loaded itself.
+    `stop_chunk`: the first chunk known not to come."""
 
     key: Hashable
     request: PrefetchRequest

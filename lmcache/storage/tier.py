@@ -94,6 +94,7 @@ class Tier:
         self._busy_since_s: dict[int, float] = {}
         self._is_started = False
         self._is_stopping = False
+        self._close_mutex = threading.Lock()
         self._opened = threading.Event()
         self.gate = CallGate(self.name)
         self._num_threads = max(2, adapter.num_threads)
@@ -139,7 +140,9 @@ class Tier:
     def _fail(self, error: str) -> None:
         logger.error("L2 adapter %s is not used: %s", self.name, error)
         self.breaker.last_error = error
-        self.state = TierState.FAILED
+        with self._work:
+            if self.state is TierState.OPENING:
+                self.state = TierState.FAILED
         self._opened.set()
 
     def wait_until_open(self, timeout_s: float) -> bool:
@@ -156,12 +159,16 @@ class Tier:
 
     def close(self, drain_timeout_s: float) -> None:
         """Finish what is under way, within a time, and close the adapter. Idempotent."""
-        if self.state is TierState.CLOSED:
-            return
-        if not self._is_started:
+        with self._close_mutex:
+            if self.state is TierState.CLOSED:
+                return
+            if self._is_started:
+                self._come_to_rest(drain_timeout_s)
+            else:
+                self.adapter.close()
             self.state = TierState.CLOSED
-            self.adapter.close()
-            return
+
+    def _come_to_rest(self, drain_timeout_s: float) -> None:
         self.drain()
         with self._work:
             self._work.wait_for(lambda: not self._has_work, drain_timeout_s)
@@ -172,17 +179,16 @@ class Tier:
             self._work.notify_all()
         for job in skipped:
             job.skip()
-        if self._has_come_to_rest(max(1.0, drain_timeout_s)):
+        if self._is_left_alone(max(1.0, drain_timeout_s)):
             self.adapter.close()
         else:
             logger.error("L2 adapter %s does not answer; it is left as it is", self.name)
-        self.state = TierState.CLOSED
 
     @property
     def _has_work(self) -> bool:
         return bool(self._reads or self._stores or any(self._running.values()) or self._num_calls)
 
-    def _has_come_to_rest(self, timeout_s: float) -> bool:
+    def _is_left_alone(self, timeout_s: float) -> bool:
         """Whether, within that time, nobody is in the adapter any more."""
         deadline_s = time.monotonic() + timeout_s
         is_open = self._opened.wait(timeout_s)
@@ -245,7 +251,7 @@ class Tier:
 
         def run() -> None:
             self._count_loading(len(target))
-            loaded = self._guarded(lambda: self.adapter.load(key, target), None)
+            loaded = self._guarded(lambda: self._load(key, target), None)
             self._count_loading(-len(target))
             self.release([key])
             if loaded is not None:
@@ -263,6 +269,12 @@ class Tier:
         if len(found) != len(keys):
             raise BackendError(f"an adapter's bug: {len(found)} answers to a lookup of {len(keys)} keys")
         return found
+
+    def _load(self, key: ObjectKey, target: memoryview) -> Loaded:
+        loaded = self.adapter.load(key, target)
+        if loaded.num_bytes != len(target):
+            raise BackendError(f"an adapter's bug: it loaded {loaded.num_bytes} bytes where {len(target)} were wanted")
+        return loaded
 
     def release(self, keys: Sequence[ObjectKey]) -> None:
         """Give leases back. From any thread; never raises: they end by themselves, too."""

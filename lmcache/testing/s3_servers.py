@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,11 @@ class S3Server:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{self._command[0]} did not start") from None
                 time.sleep(0.02)
+
+    def pause(self) -> None:
+        """It takes connections, as the kernel does for it, and answers nothing."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         if self._process is not None:

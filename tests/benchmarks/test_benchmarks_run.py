@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import demo, lookup, scale, start, transfer
+from benchmarks import busy_tier, demo, http, lookup, scale, start, transfer
 from benchmarks.common import SHARED_MEMORY, Row, print_rows
 from tests.conftest import child_env
 
@@ -47,6 +47,15 @@ def test_start() -> None:
 
 def test_scale() -> None:
     assert num_judged(scale.main(num_few=300, num_many=600, rounds=20)) == 4
+
+
+def test_http() -> None:
+    assert num_judged(http.main(num_calls=20, num_lookups=20, num_salts=5, rounds=2)) == 3
+
+
+def test_busy_tier(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert num_judged(busy_tier.main(rounds=1, num_lookups=1, burst_chunks=64, prompt_tokens=1024)) == 1
 
 
 def test_summary_names_what_was_missed_and_what_broke() -> None:

@@ -25,7 +25,8 @@ def open_tiered(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
 
 
 def stored_in_l2(open_tiered: OpenTiered, count: int = 2) -> Tiered:
-    tiered = open_tiered()
+    """What is loaded stays in L1, so that a late answer finds it however late it is made."""
+    tiered = open_tiered(prefetch_policy="retain")
     tiered.write(DIGESTS[:count])
     tiered.wait_until_stored(count)
     tiered.engine.clear()
@@ -59,6 +60,7 @@ def test_an_answer_that_the_end_of_its_request_overtook_holds_nothing(open_tiere
 def test_an_answer_that_a_second_lookup_overtook_does_not_call_that_off(open_tiered: OpenTiered) -> None:
     tiered = stored_in_l2(open_tiered)
     first = late_reply(tiered)
+    tiered.engine.clear()
     second = late_reply(tiered)
     assert first() == m.Found(0, b"")
     answer = second()
@@ -144,7 +146,6 @@ def test_the_bytes_of_a_lost_pool_are_not_those_of_the_next(open_tiered: OpenTie
 def test_what_a_lost_pool_held_is_not_stored(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tier = tiered.engine.storage.tiers()[0]
-    tier.breaker.failed("closed for now")
     blocked, go_on = threading.Event(), threading.Event()
     write = tier.adapter._write  # type: ignore[attr-defined]
 
@@ -221,6 +222,22 @@ def test_a_lookup_that_ran_out_of_time_leaves_no_lease(open_tiered: OpenTiered) 
     wait_until(lambda: slow.index.num_leased == 0)  # type: ignore[attr-defined]
 
 
+def test_a_lookup_is_answered_when_its_time_is_over_and_not_a_cycle_later(
+    open_tiered: OpenTiered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client takes a server for gone that is late by more than its patience."""
+    monkeypatch.setattr("lmcache.storage.manager._CONTROLLER_INTERVAL_S", 3600.0)
+    tiered = stored_in_l2(open_tiered)
+    go_on = threading.Event()
+    adapter = tiered.engine.storage.tiers()[0].adapter
+    lookup = adapter.lookup
+    adapter.lookup = lambda keys: lookup(keys) if go_on.wait(20) else []  # type: ignore[method-assign, assignment]
+    try:
+        assert tiered.ask(DIGESTS[:2], wait_s=0.3) == m.Found(0, b"")
+    finally:
+        go_on.set()
+
+
 def test_prefetches_ahead_of_requests_leave_room_in_the_pool(open_tiered: OpenTiered) -> None:
     tiered = open_tiered(units=8)
     for number, digest in enumerate(DIGESTS, start=1):
@@ -229,7 +246,8 @@ def test_prefetches_ahead_of_requests_leave_room_in_the_pool(open_tiered: OpenTi
     tiered.engine.clear()
     for number, digest in enumerate(DIGESTS):
         tiered.lookup([digest], f"r{number}", lock=False)
-    wait_until(lambda: tiered.engine.prefetches.num_active == 0)
+    prefetches = tiered.engine.storage.prefetches
+    wait_until(lambda: prefetches.report()["completed_results_count"] == len(DIGESTS))
     assert tiered.l1_report["read_locked_count"] == 4, "half of the pool, whoever asked for it"
     assert tiered.store([bytes([100 + number]) * 32 for number in range(4)]) == 4
     for number in range(len(DIGESTS)):

@@ -161,24 +161,6 @@ class TestEveryOperation:
         text = f"invalid DAX hotplug {operation} request"
         expect(400, text, lambda: bench.adapter.reconfigure(operation, payload))
 
-    def test_checks_mode_and_force(self, make: Make, operation: str) -> None:
-        if operation == "add":
-            pytest.skip("add has neither")
-        bench = make({"a": 1})
-        payload = {"device_path": bench.path("a"), **({"size": STRIDE} if operation == "resize" else {})}
-        expect(400, "mode must be one of", lambda: bench.adapter.reconfigure(operation, {**payload, "mode": "gently"}))
-        expect(400, "force must be", lambda: bench.adapter.reconfigure(operation, {**payload, "force": 1}))
-
-    def test_checks_the_size(self, make: Make, operation: str) -> None:
-        if operation == "remove":
-            pytest.skip("remove has no size")
-        bench = make({"a": 1})
-        for size in (0, -1, True, 1.5, None, "large"):
-            payload = {"device_path": bench.path("a"), "size": size}
-            expect(
-                400, "size must be a positive", lambda payload=payload: bench.adapter.reconfigure(operation, payload)
-            )
-
     def test_needs_a_device_that_is_there(self, make: Make, operation: str) -> None:
         bench = make({"a": 1, "b": 1})
         bench.remove("a")
@@ -188,6 +170,22 @@ class TestEveryOperation:
         operate = bench.remove if operation == "remove" else lambda name: bench.resize(name, 1)
         expect(404, "DAX device not found", lambda: operate("c"))
         expect(404, "DAX device not found", lambda: operate("a"))
+
+
+@pytest.mark.parametrize(("operation", "fields"), [("remove", {}), ("resize", {"size": STRIDE})])
+def test_mode_and_force_are_checked(make: Make, operation: str, fields: dict[str, object]) -> None:
+    bench = make({"a": 1})
+    payload = {"device_path": bench.path("a"), **fields}
+    expect(400, "mode must be one of", lambda: bench.adapter.reconfigure(operation, {**payload, "mode": "gently"}))
+    expect(400, "force must be", lambda: bench.adapter.reconfigure(operation, {**payload, "force": 1}))
+
+
+@pytest.mark.parametrize("operation", ["add", "resize"])
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, None, "large"])
+def test_the_size_is_checked(make: Make, operation: str, size: object) -> None:
+    bench = make({"a": 1})
+    payload = {"device_path": bench.path("a"), "size": size}
+    expect(400, "size must be a positive", lambda: bench.adapter.reconfigure(operation, payload))
 
 
 def test_other_operations_are_unknown(make: Make) -> None:
@@ -504,6 +502,24 @@ class TestResize:
         assert bench.report("a")["max_slots"] == 1
         assert bench.load(KEYS[0]) == data_of(KEYS[0])
         expect(400, "size_bytes does not fit one slot", lambda: bench.resize("a", 0.5))
+
+    def test_growing_into_what_cannot_be_read(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench = make({"a": 1})
+        bench.store(KEYS[0])
+        read = FileMedium.read
+
+        def fail_beyond(medium: FileMedium, offset: int, target: memoryview) -> int:
+            if offset >= 2 * STRIDE:
+                raise BackendError("bad sector")
+            return read(medium, offset, target)
+
+        monkeypatch.setattr(FileMedium, "read", fail_beyond)
+        with pytest.raises(BackendError):
+            bench.resize("a", 4)
+        report = bench.report("a")
+        assert (report["state"], report["max_slots"], report["max_dax_size_bytes"]) == ("active", 1, STRIDE)
+        assert bench.load(KEYS[0]) == data_of(KEYS[0])
+        bench.check()
 
     def test_a_draining_device_keeps_draining(self, make: Make) -> None:
         bench = make({"a": 3})

@@ -31,15 +31,19 @@ class Server:
             str(capacity_bytes / GIB),
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._answer() == "ready"
+        assert self.answer() == "ready"
 
     def ask(self, order: str) -> str:
+        self.tell(order)
+        return self.answer()
+
+    def tell(self, order: str) -> None:
+        """Without waiting for the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> str:
+    def answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
@@ -212,6 +216,22 @@ def test_other_files_are_left_alone(bench: Bench, backend: FSBackend) -> None:
     bench.adapter.delete([make_key(1)])
     assert all(path.read_text() == "mine" for path in others)
     assert backend.path(make_key(1)).is_dir()
+
+
+def test_servers_that_work_on_the_same_objects_deliver_whole_ones(
+    bench: Bench, backend: FSBackend, start: Callable[..., Server]
+) -> None:
+    bench.adapter.close()  # the evictor is one of the others
+    servers = [start(4 * OBJECT_BYTES) for _ in range(3)]
+    for server in servers:
+        server.tell("storm 300")
+    assert [server.answer() for server in servers] == ["[]"] * 3
+    assert temporaries(backend) == []
+    bench.open()
+    for key, _ in bench.listed():
+        assert bench.adapter.verify(key)
+    assert backend.num_objects() == len(bench.listed())
+    bench.check()
 
 
 def test_two_adapters_of_one_server_share_a_folder(bench: Bench) -> None:

@@ -175,3 +175,14 @@ def test_one_of_many_threads_may_store(index):
         thread.join()
     assert sum(won) == 1
     index.abort(KEYS[0])
+
+
+def test_a_probe_forgets_what_is_absent_unless_it_left_meanwhile(index):
+    gone, back, unknown = KEYS[:3]
+    hold(index, gone, back)
+    index.begin_probe([gone, back, unknown])
+    index.begin_removal([back])
+    index.end_removal([back])
+    hold(index, back, unknown)
+    assert index.end_probe([gone, back, unknown], [-1] * 3, {gone, back}) == [(gone, 100)]
+    assert [index.contains(key) for key in (gone, back, unknown)] == [False, True, True]

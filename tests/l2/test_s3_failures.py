@@ -169,6 +169,46 @@ def test_what_is_not_persistent_leaves_alone_what_others_stored(
     assert backend.num_objects() == 1
 
 
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_server_that_dies_or_hangs_while_it_is_asked(make_adapter: MakeAdapter, is_killed: bool) -> None:
+    server = MotoServer()
+    adapter = make_adapter(server, s3_request_timeout_s=60 if is_killed else 0.3)
+    server.start()
+    try:
+        adapter.open()
+        for number in (1, 4):
+            assert _store(adapter, number, make_data(number)) is StoreStatus.STORED
+        server.pause()
+        calls: list[Callable[[], object]] = [
+            lambda: _store(adapter, 2, make_data(2, 1 << 20)),
+            lambda: adapter.load(make_key(1), memoryview(bytearray(4096))),
+            lambda: adapter.lookup([make_key(1), make_key(2), make_key(3)]),
+            lambda: adapter.delete([make_key(4)]),
+        ]
+        failures: list[Exception] = []
+
+        def fail(call: Callable[[], object]) -> None:
+            try:
+                call()
+            except BackendError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=fail, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        if is_killed:
+            server.kill()
+        for thread in threads:
+            thread.join(30)
+        assert len(failures) == len(calls)
+        adapter.index.check_integrity()
+        assert set(adapter.keys_after(0, 10)[0]) == {make_key(1), make_key(4)}
+        assert adapter.index.num_leased == 0, "a lookup that fails leases nothing"
+    finally:
+        server.kill()
+
+
 class _Waiter:
     """The answer of a tier's job."""
 

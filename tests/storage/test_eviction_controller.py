@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError
-from lmcache.l2.base import AdapterContext
+from lmcache.l2.base import AdapterContext, EvictionConfig, Source
 from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.l2.memory.config import MemoryConfig
 from lmcache.storage.breaker import BreakerConfig, BreakerState
@@ -25,8 +28,12 @@ class TickingAdapter(MockL2Adapter):
         self.num_ticks = 0
         self.error: BackendError | None = None
 
+        self.go_on = threading.Event()
+        self.go_on.set()
+
     def tick(self) -> None:
         self.num_ticks += 1
+        self.go_on.wait(10)
         if self.error is not None:
             raise self.error
 
@@ -41,12 +48,24 @@ def tiers() -> Iterator[list[Tier]]:
         assert tier.wait_until_open(10)
     yield made
     for tier in made:
+        adapter_of(tier).go_on.set()
         tier.close(1.0)
 
 
 def adapter_of(tier: Tier) -> TickingAdapter:
     assert isinstance(tier.adapter, TickingAdapter)
     return tier.adapter
+
+
+def ticks(tiers: list[Tier]) -> list[int]:
+    return [adapter_of(tier).num_ticks for tier in tiers]
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
 
 
 def test_housekeeping_goes_on_where_it_fails_and_where_the_breaker_is_open(
@@ -56,9 +75,9 @@ def test_housekeeping_goes_on_where_it_fails_and_where_the_breaker_is_open(
     adapter_of(tiers[0]).error = BackendError("the disk is gone")
     while tiers[0].breaker.state is not BreakerState.OPEN:
         tiers[0].breaker.failed("the disk is gone")
-    for _ in range(2):
+    for count in (1, 2):
         controller.cycle(tiers)
-    assert [adapter_of(tier).num_ticks for tier in tiers] == [2, 2]
+        wait_until(lambda count=count: ticks(tiers) == [count, count])
     assert "the disk is gone" in caplog.text
     assert tiers[1].breaker.state is BreakerState.CLOSED
 
@@ -66,4 +85,20 @@ def test_housekeeping_goes_on_where_it_fails_and_where_the_breaker_is_open(
 def test_a_tier_that_is_closed_gets_none(tiers: list[Tier]) -> None:
     tiers[0].close(1.0)
     L2EvictionController({}, lambda usage: {}).cycle(tiers)
-    assert [adapter_of(tier).num_ticks for tier in tiers] == [0, 1]
+    wait_until(lambda: ticks(tiers) == [0, 1])
+
+
+def test_a_backend_that_hangs_holds_up_no_other_and_is_not_asked_twice(tiers: list[Tier]) -> None:
+    hung, other = (adapter_of(tier) for tier in tiers)
+    hung.go_on.clear()
+    for number in range(10):
+        key = ObjectKey(bytes([number]) * 32, "m", 1)
+        other.store(key, Source(memoryview(b"x" * 1000)))
+    other.index.capacity_bytes = other.usage().total_bytes_used
+    controller = L2EvictionController({1: EvictionConfig(trigger_watermark=0.5, eviction_ratio=1.0)}, lambda usage: {})
+    cycle = threading.Thread(target=lambda: [controller.cycle(tiers) for _ in range(3)], daemon=True)
+    cycle.start()
+    wait_until(lambda: other.num_objects == 5)
+    cycle.join(10)
+    assert not cycle.is_alive()
+    assert hung.num_ticks == 1

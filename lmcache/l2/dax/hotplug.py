@@ -132,11 +132,17 @@ class Hotplug:
 
     def _grow(self, device: Device, size_bytes: int) -> None:
         """What lies in the slots that come to it from an earlier life is found again."""
-        start = len(device.slots)
+        start, old_bytes = len(device.slots), device.size_bytes
         with self._changing(device, DeviceState.RESIZING) as before:
             self._remap(device, size_bytes)
-            self._devices.resize_slots(device, num_slots_of(size_bytes, self._slot_bytes))
-            placed = self._devices.add_found(device, self._objects.find_in(device, start))
+            try:
+                self._devices.resize_slots(device, num_slots_of(size_bytes, self._slot_bytes))
+                found = self._objects.find_in(device, start)
+            except BaseException:
+                self._devices.resize_slots(device, start)
+                device.resize_medium(old_bytes)
+                raise
+            placed = self._devices.add_found(device, found)
             self._devices.set_state(device, before)
         self._objects.take_up(placed)
 

@@ -114,18 +114,19 @@ class RedisL2Adapter(IndexedL2Adapter):
     def _check(self, held: Sequence[ObjectKey], unknown: Sequence[ObjectKey]) -> set[ObjectKey]:
         """Which of the objects held are not on the server any more: forgotten. Unknown ones that are there are
         taken up."""
-        absent = [-1] * len(unknown)
-        found = absent
-        self.index.begin_probe(unknown)
+        keys = [*held, *unknown]
+        sizes, was_held = [-1] * len(keys), set[ObjectKey]()
+        self.index.begin_probe(keys)
         try:
-            sizes = self._probe([*held, *unknown])
-            found = sizes[len(held) :] if self.is_shared else absent
+            sizes = self._probe(keys)
+            was_held = set(held)
+            if not self.is_shared:
+                sizes[len(held) :] = [-1] * len(unknown)
         finally:
-            self.index.end_probe(unknown, found)
-        vanished = {key for key, size in zip(held, sizes, strict=False) if size < 0}
-        for key in vanished:
-            self._forget(key)
-        return vanished
+            vanished = self.index.end_probe(keys, sizes, was_held)
+        for key, size in vanished:
+            self._tell_deleted([key], [size])
+        return {key for key, _ in vanished}
 
     def _next_to_check(self, num_keys_max: int) -> list[ObjectKey]:
         """Keys held, in rounds."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
 import obstore
 
 from lmcache.core.keys import ObjectKey
@@ -26,7 +25,7 @@ from lmcache.l2.s3.listing import BucketListing
 logger = logging.getLogger(__name__)
 
 # Small enough that copying a piece hides behind the arrival of the next, and holds any header.
-_STREAM_BYTES = 256 * 1024
+_STREAM_BYTES = 1024 * 1024
 _PROBE_THREADS_MAX = 32
 
 
@@ -75,21 +74,18 @@ class S3L2Adapter(IndexedL2Adapter):
     # The backend
 
     def _write(self, key: ObjectKey, header: bytes, data: memoryview) -> int:
-        content = np.empty(len(header) + len(data), np.uint8)
-        content[: len(header)] = np.frombuffer(header, np.uint8)
-        # One copy, with the interpreter free: the library takes a body only in one piece, and may
-        # hold on to it for a moment after a failure, when the pool's memory is no longer ours.
-        np.copyto(content[len(header) :], np.frombuffer(data, np.uint8))
-        part_bytes = self._config.part_bytes
+        num_bytes, part_bytes = len(header) + len(data), self._config.part_bytes
         try:
             with self._calling():
+                # Both are sent from where they lie. Should a request that failed still read the pool's
+                # memory when it has other bytes, whoever loads what became of it will notice.
                 obstore.put(
-                    self._store, self._name(key), content.data,
-                    use_multipart=len(content) > part_bytes, chunk_size=part_bytes,
+                    self._store, self._name(key), [header, data],
+                    use_multipart=num_bytes > part_bytes, chunk_size=part_bytes,
                 )  # fmt: skip
         except ObjectMissingError as error:
             raise BackendError(f"{self._location} takes no objects: does the bucket exist?") from error
-        return len(content)
+        return num_bytes
 
     def _read(self, key: ObjectKey, target: memoryview) -> Loaded:
         with self._calling():
