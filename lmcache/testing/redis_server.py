@@ -44,7 +44,11 @@ class RedisServer:
         self.socket_path = str(self.folder / "socket")
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, is_loading: bool = False) -> None:
         program = find_redis_server()

@@ -11,6 +11,7 @@ import pytest
 from lmcache.errors import BackendError, ObjectMissingError, ReconfigureError
 from lmcache.l2.base import Source, StoreStatus
 from lmcache.l2.dax.device import Device
+from lmcache.l2.dax.devices import Found
 from lmcache.l2.dax.hotplug import Hotplug
 from lmcache.l2.dax.medium import FileMedium
 from tests.l2.dax_bench import FILE_SLOTS, KEYS, SLOT_BYTES, STRIDE, DaxBench, data_of
@@ -119,6 +120,25 @@ class TestAdd:
         assert bench.keys_on("b") == [KEYS[0]]
         assert bench.lies_on("a") == []
         assert bench.report("a")["live_slot_count"] == 0
+        bench.check()
+
+    def test_a_key_that_is_stored_while_its_old_slot_is_found(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = make({"a": 2})
+        bench.store(KEYS[0])
+        bench.adapter.close()
+        bench.open({"b": 2})
+        take_up = bench.adapter.take_up
+
+        def store_and_take_up(found: Found) -> None:
+            bench.store(KEYS[0])
+            take_up(found)
+
+        monkeypatch.setattr(bench.adapter, "take_up", store_and_take_up)
+        bench.add("a", 2)
+        assert bench.load(KEYS[0]) == data_of(KEYS[0])
+        assert sorted(map(len, (bench.lies_on("a"), bench.lies_on("b")))) == [0, 1]
         bench.check()
 
     def test_refusals(self, make: Make, tmp_path: pathlib.Path) -> None:
@@ -576,6 +596,19 @@ class TestResize:
         bench.resize("a", 2, mode="evict", force=True)
         assert bench.held() == set(KEYS[:2])
         assert [key for key, _ in bench.events.deleted] == KEYS[2:4]
+        bench.check()
+
+    @pytest.mark.parametrize("mode", ["migrate", "evict"])
+    def test_shrink_waits_for_reads_of_what_goes(self, make: Make, mode: str) -> None:
+        bench = make({"a": 4, "b": 4})
+        bench.store(*KEYS[:6])
+        key = bench.keys_on("a")[-1]
+        with bench.adapter.devices.reading(key):
+            details = expect(409, "", lambda: bench.resize("a", 1, mode=mode, force=True))
+            assert details["reason"] == "slots are still being read"
+            assert bench.report("a")["max_slots"] == 4
+        assert bench.resize("a", 1, mode=mode)["new_size_bytes"] == STRIDE
+        assert (key in bench.held()) == (mode == "migrate")
         bench.check()
 
     @pytest.mark.parametrize("mode", ["migrate", "evict"])

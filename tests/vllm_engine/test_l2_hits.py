@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import pytest
 
 from lmcache.core.keys import ObjectKey
+from lmcache.testing.l2_dax import DaxBackend
 from lmcache.testing.l2_fs import FSBackend
+from lmcache.testing.l2_redis import RedisBackend
 from lmcache.testing.l2_s3 import MotoBackend
+from lmcache.testing.redis_server import RedisServer, find_redis_server
 from lmcache.testing.s3_servers import ACCESS_KEY_ID, BUCKET, REGION, SECRET_ACCESS_KEY, MotoServer
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import Output, mp_connector
+from tests.l2.redis_servers import need_redis_server
 from tests.server.running import free_port
 from tests.vllm_engine.conftest import spec_of
 from tests.vllm_engine.driver import CHUNK, prompt_of, same
@@ -23,7 +27,9 @@ from tests.vllm_engine.tiers import Tier, TierServer, tier_server, wait_until
 NUM_CHUNKS = 3
 PROMPT = prompt_of(NUM_CHUNKS * CHUNK + 132, seed="outlives the pool")
 NUM_CLIENTS = 2  # a scheduler and a worker
-TIERS = ("fs", "s3")
+KV_BYTES_PER_TOKEN = 2048
+TIERS = ("fs", "s3", "dax", "redis")
+SHARED_TIERS = ("fs", "s3", "redis")
 
 StartEngine = Callable[[int], contextlib.AbstractContextManager[EngineProcess]]
 
@@ -53,19 +59,52 @@ def start_engine(model_folder: pathlib.Path) -> StartEngine:
 
 @pytest.fixture(scope="module")
 def tiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Tier]]:
-    moto = MotoServer()
-    moto.start()
-    fs, s3 = FSBackend(tmp_path_factory.mktemp("tiers")), MotoBackend(moto)
-    s3_settings = {
-        "type": "s3", "s3_endpoint": f"s3://{BUCKET}", "s3_endpoint_url": moto.url, "s3_region": REGION,
-        "s3_prefix": s3.prefix, "aws_access_key_id": ACCESS_KEY_ID, "aws_secret_access_key": SECRET_ACCESS_KEY,
+    """Those that there is a backend for, by name."""
+    with contextlib.ExitStack() as stack:
+        moto = MotoServer()
+        moto.start()
+        stack.callback(moto.kill)
+        found = [fs_tier(tmp_path_factory.mktemp("tiers")), s3_tier(moto), dax_tier()]
+        if find_redis_server() is not None:
+            redis = RedisServer()
+            stack.callback(redis.close)
+            found.append(redis_tier(redis))
+        for tier in found:
+            stack.callback(tier.backend.close)
+        yield {tier.name: tier for tier in found}
+
+
+def fs_tier(folder: pathlib.Path) -> Tier:
+    backend = FSBackend(folder)
+    return Tier("fs", {"type": "fs", "base_path": str(backend.base)}, backend)
+
+
+def s3_tier(server: MotoServer) -> Tier:
+    backend = MotoBackend(server)
+    settings = {
+        "type": "s3", "s3_endpoint": f"s3://{BUCKET}", "s3_endpoint_url": server.url, "s3_region": REGION,
+        "s3_prefix": backend.prefix, "s3_num_io_threads": 4,
+        "aws_access_key_id": ACCESS_KEY_ID, "aws_secret_access_key": SECRET_ACCESS_KEY,
     }  # fmt: skip
-    yield {
-        "fs": Tier("fs", {"type": "fs", "base_path": str(fs.base)}, fs),
-        "s3": Tier("s3", s3_settings, s3),
-    }
-    fs.close()
-    moto.kill()
+    return Tier("s3", settings, backend)
+
+
+def dax_tier() -> Tier:
+    backend = DaxBackend(num_devices=1, slot_bytes=CHUNK * KV_BYTES_PER_TOKEN)
+    return Tier("dax", {"type": "dax", **backend.settings(num_slots=16)}, backend)
+
+
+def redis_tier(server: RedisServer) -> Tier:
+    backend = RedisBackend(server)
+    settings = {"type": "resp", "unix_socket_path": server.socket_path, "prefix": backend.prefix}
+    return Tier("redis", settings, backend)
+
+
+def pick(tiers: dict[str, Tier], name: str) -> Tier:
+    """Skip the test where the tier's backend cannot run."""
+    if name not in tiers:
+        need_redis_server()
+    return tiers[name]
 
 
 def join(engine: EngineProcess, server: TierServer) -> None:
@@ -119,7 +158,8 @@ def after(start_engine: StartEngine, before: Before) -> Iterator[EngineProcess]:
 def test_hit_after_everything_was_restarted(
     name: str, before: Before, after: EngineProcess, tiers: dict[str, Tier]
 ) -> None:
-    tier, keys = tiers[name], before.keys[name]
+    tier = pick(tiers, name)
+    keys = before.keys[name]
     assert len(keys) == NUM_CHUNKS
     with tier_server(before.port, tier) as server:
         join(after, server)
@@ -160,13 +200,22 @@ def check_listing(server: TierServer, tier: Tier, keys: list[ObjectKey]) -> None
     assert len(listed) == tier.backend.num_objects() == NUM_CHUNKS
 
 
-@pytest.mark.parametrize("name", TIERS)
+@pytest.fixture(scope="module")
+def beside(start_engine: StartEngine) -> Iterator[tuple[int, EngineProcess]]:
+    """A third vLLM, for a server at another port."""
+    port = free_port()
+    with start_engine(port) as engine:
+        yield port, engine
+
+
+@pytest.mark.parametrize("name", SHARED_TIERS)
 def test_two_servers_on_one_backend(
-    name: str, before: Before, after: EngineProcess, start_engine: StartEngine, tiers: dict[str, Tier]
+    name: str, before: Before, after: EngineProcess, beside: tuple[int, EngineProcess], tiers: dict[str, Tier]
 ) -> None:
     """Each with a pool, a port and an engine of its own: what one stored is a hit of the other."""
-    tier, port, salt = tiers[name], free_port(), f"two servers on {name}"
-    with tier_server(before.port, tier) as first, tier_server(port, tier) as second, start_engine(port) as other:
+    tier, salt = pick(tiers, name), f"two servers on {name}"
+    port, other = beside
+    with tier_server(before.port, tier) as first, tier_server(port, tier) as second:
         join(after, first)
         join(other, second)
         assert ask(after, PROMPT[: NUM_CHUNKS * CHUNK], salt).num_cached_tokens == 0

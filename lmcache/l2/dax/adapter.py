@@ -12,7 +12,7 @@ from lmcache.errors import BackendError, BackendFullError, CorruptObjectError, O
 from lmcache.l2.base import AdapterContext, Loaded, Source, StoreStatus
 from lmcache.l2.dax.config import DaxConfig
 from lmcache.l2.dax.device import Device, DeviceState
-from lmcache.l2.dax.devices import Devices, Place
+from lmcache.l2.dax.devices import Devices, Found, Place
 from lmcache.l2.dax.hotplug import Hotplug
 from lmcache.l2.dax.medium import Medium, open_medium
 from lmcache.l2.dax.slots import HEADER_ROOM_BYTES, stride_of
@@ -175,14 +175,18 @@ class DaxL2Adapter(IndexedL2Adapter):
     def find_in(self, device: Device, start: int) -> list[tuple[int, ObjectKey]]:
         return [(slot, key) for slot, key in device.scan(start) if len(key.chunk_hash) == DIGEST_BYTES]
 
-    def take_up(self, placed: Sequence[tuple[ObjectKey, Place]]) -> None:
+    def take_up(self, found: Found) -> None:
         """Objects that were found in slots; one that is held already, or being stored, is erased there."""
-        for key, place in placed:
+        for key, place in found.placed:
             if self.devices.is_at(key, place) and self.index.adopt(key, self._config.slot_bytes):
                 continue
+            with self.devices.pinned(key) as current:
+                if current == place:
+                    self._erase(place)
+                    self.devices.take_away(key, place)
+        for place in found.twins:
             self._erase(place)
-            if not self.devices.take_away(key, place):
-                self.devices.give_back(place)
+            self.devices.give_back(place)
 
     def _fail(self, device: Device) -> None:
         """Somebody cut its file short: what it held is lost. It can be added again."""

@@ -27,6 +27,13 @@ class Place(NamedTuple):
     slot: int
 
 
+class Found(NamedTuple):
+    """What lay in the slots of a device: places now, and slots whose keys lie elsewhere, which are the caller's."""
+
+    placed: list[tuple[ObjectKey, Place]]
+    twins: list[Place]
+
+
 class Devices:
     """Thread-safe."""
 
@@ -62,25 +69,28 @@ class Devices:
         with self._changed:
             return any(device.state is DeviceState.ACTIVE for device in self._devices)
 
-    def add(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> list[tuple[ObjectKey, Place]]:
-        """Put a device to use, with what lies in its slots; those of them that are places now."""
+    def add(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> Found:
+        """Put a device to use, with what lies in its slots."""
         with self._changed:
-            placed = self._place_found(device, found)
+            answer = self._place(device, found)
             self._devices.append(device)
-            return placed
+            return answer
 
-    def add_found(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> list[tuple[ObjectKey, Place]]:
+    def add_found(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> Found:
         """The same for slots that a device came to have later."""
         with self._changed:
-            return self._place_found(device, found)
+            return self._place(device, found)
 
-    def _place_found(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> list[tuple[ObjectKey, Place]]:
-        placed = []
+    def _place(self, device: Device, found: Iterable[tuple[int, ObjectKey]]) -> Found:
+        answer = Found([], [])
         for slot, key in found:
             device.slots.use(slot)
-            placed.append((key, Place(device, slot)))
-            self._places.setdefault(key, placed[-1][1])
-        return placed
+            place = Place(device, slot)
+            if self._places.setdefault(key, place) == place:
+                answer.placed.append((key, place))
+            else:
+                answer.twins.append(place)
+        return answer
 
     def set_state(self, device: Device, state: DeviceState) -> None:
         """A device that failed can only be removed."""
