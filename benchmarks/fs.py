@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from benchmarks.common import Row, median, print_rows, resident_bytes, seconds
 from lmcache.core.keys import ObjectKey
@@ -141,11 +141,18 @@ def _transfer_rows(base: pathlib.Path) -> list[Row]:
     files = _Files(base)
     try:
         stores = _pairs(files.store, files.bare_store, files.delete)
-        os.sync()  # what is still being written to the disk would disturb the loads
+        _flush(base.rglob("*.data"))  # what is still being written to the disk would disturb the loads
         loads = _pairs(files.load, files.bare_load, lambda: None)
     finally:
         files.close()
     return [*_compared("load", loads, "preadv"), *_compared("store", stores, "pwrite+rename")]
+
+
+def _flush(paths: Iterable[pathlib.Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _pairs(
@@ -189,7 +196,7 @@ def _many_files(base: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _index_rows(base: pathlib.Path) -> list[Row]:
     with _many_files(base):
-        os.sync()  # a million new files keep the disk busy for a while
+        _flush(base.iterdir())  # a million new files keep the disk busy for a while
         command = [sys.executable, "-c", "from benchmarks.fs import open_index; open_index()", str(base)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if found["count"] != NUM_INDEXED:

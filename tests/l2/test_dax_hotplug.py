@@ -600,7 +600,7 @@ class TestResize:
 
     @pytest.mark.parametrize("mode", ["migrate", "evict"])
     def test_shrink_waits_for_reads_of_what_goes(self, make: Make, mode: str) -> None:
-        bench = make({"a": 4, "b": 4})
+        bench = make({"a": 4, "b": 8})
         bench.store(*KEYS[:6])
         key = bench.keys_on("a")[-1]
         with bench.adapter.devices.reading(key):

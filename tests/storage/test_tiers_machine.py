@@ -42,6 +42,7 @@ UNITS = 24
 CHUNKS = 6
 SCHEDULER = 100
 REQUEST = st.sampled_from(["a", "b", "c"])
+REQUESTS = st.lists(REQUEST, min_size=1, max_size=3)
 SALT = st.sampled_from(["", "tenant"])
 LENGTH = st.integers(1, CHUNKS)
 BREAKER = BreakerConfig(pause_s=0.01, pause_s_max=0.05)
@@ -123,7 +124,6 @@ class TiersMachine(RuleBasedStateMachine):
         self.adapters = [self._adapter(tier.index) for tier in self.engine.storage.tiers()]
         self.num_batches = 0
         self.num_epochs = 0
-        self.is_whole = True
 
     def _adapter(self, index: int) -> IndexedL2Adapter:
         adapter = next(tier.adapter for tier in self.engine.storage.tiers() if tier.index == index)
@@ -141,7 +141,6 @@ class TiersMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @precondition(lambda self: self.is_whole)
     @rule(num_chunks=LENGTH, first=st.integers(0, CHUNKS - 1), salt=SALT, is_given_up=st.booleans())
     def store(self, num_chunks: int, first: int, salt: str, is_given_up: bool) -> None:
         for rank in range(NUM_RANKS):
@@ -166,15 +165,6 @@ class TiersMachine(RuleBasedStateMachine):
             stores, client = self.engine.stores, self.tiered.client(uid)
             stores.commit(self.engine.pool, client, self.num_batches, slots_of(reserved))
 
-    @precondition(lambda self: self.is_whole)
-    @rule(num_chunks=LENGTH, salt=SALT)
-    def a_prompt_is_in_l2_only(self, num_chunks: int, salt: str) -> None:
-        """As far as the adapters are up to it: what most lookups are about."""
-        self.store(num_chunks, 0, salt, False)
-        self.all_is_quiet_for_a_while()
-        self.clear(False)
-
-    @precondition(lambda self: self.is_whole)
     @rule(salt=SALT)
     def other_prompts_need_the_room(self, salt: str) -> None:
         self.num_epochs += 1
@@ -183,30 +173,36 @@ class TiersMachine(RuleBasedStateMachine):
             for rank in range(NUM_RANKS):
                 self._store_rank(rank, digests_of(root, UNITS // 3), salt, False)
 
-    @precondition(lambda self: self.is_whole)
     @rule(rank=st.integers(0, NUM_RANKS - 1))
-    def a_worker_dies(self, rank: int) -> None:
+    def a_worker_dies_and_another_takes_its_place(self, rank: int) -> None:
         with self.engine.mutex:
-            self.tiered.reserve(digests_of(b"unfinished", 2), 10**6 + self.num_batches, 1 + rank)
+            self.num_batches += 1
+            self.tiered.reserve(digests_of(b"unfinished", 2), self.num_batches, 1 + rank)
             self.engine.management._bury(self.engine.pool, 1 + rank)
-        self.is_whole = False
-
-    @precondition(lambda self: not self.is_whole)
-    @rule()
-    def all_join_again(self) -> None:
-        with self.engine.mutex:
+            assert not self.tiered.root(2 - rank), "nobody finds anything meanwhile"
             self.tiered.join(NUM_RANKS)
-        self.is_whole = True
 
     # The scheduler
 
-    @precondition(lambda self: self.is_whole)
-    @rule(request=REQUEST, num_chunks=LENGTH, salt=SALT)
-    def hint(self, request: str, num_chunks: int, salt: str) -> None:
+    def _leave_to_l2(self, num_chunks: int, salt: str) -> None:
+        """As far as the adapters are up to it: what most lookups are about."""
+        self.store(num_chunks, 0, salt, False)
+        self.all_is_quiet_for_a_while()
+        self.clear(False)
+
+    @rule(requests=REQUESTS, num_chunks=LENGTH, salt=SALT, wait_s=WAIT_S)
+    def a_prompt_is_asked_for_again(self, requests: list[str], num_chunks: int, salt: str, wait_s: float) -> None:
+        self._leave_to_l2(num_chunks, salt)
+        for request in requests:
+            self.lookup(request, num_chunks, salt, wait_s)
+
+    @rule(request=REQUEST, num_chunks=LENGTH, salt=SALT, is_in_l2=st.booleans())
+    def hint(self, request: str, num_chunks: int, salt: str, is_in_l2: bool) -> None:
+        if is_in_l2:
+            self._leave_to_l2(num_chunks, salt)
         with self.engine.mutex:
             self.tiered.lookup(digests_of(self.tiered.root(), num_chunks), request, lock=False, salt=salt)
 
-    @precondition(lambda self: self.is_whole)
     @rule(request=REQUEST, num_chunks=LENGTH, salt=SALT, wait_s=WAIT_S)
     def lookup(self, request: str, num_chunks: int, salt: str, wait_s: float) -> None:
         with self.engine.mutex:
@@ -245,7 +241,6 @@ class TiersMachine(RuleBasedStateMachine):
             self._call_off(request)
             self.tiered.end(request)
 
-    @precondition(lambda self: self.is_whole)
     @rule()
     def the_engine_is_reset(self) -> None:
         self.num_epochs += 1
@@ -305,7 +300,6 @@ class TiersMachine(RuleBasedStateMachine):
             self.engine.pool.wait_until_populated(30)
             self.pools.append(self.engine.pool)
             self.tiered.join(NUM_RANKS)
-            self.is_whole = True
 
     @rule()
     def all_is_quiet_for_a_while(self) -> None:

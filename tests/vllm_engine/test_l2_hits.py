@@ -31,6 +31,12 @@ KV_BYTES_PER_TOKEN = 2048
 TIERS = ("fs", "s3", "dax", "redis")
 SHARED_TIERS = ("fs", "s3", "redis")
 
+KNOW = """
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+halves = scheduler.connector._scheduler, get_kv_transfer_group()._worker
+result = all(half.membership.current is not None for half in halves)
+"""
+
 StartEngine = Callable[[int], contextlib.AbstractContextManager[EngineProcess]]
 
 
@@ -48,7 +54,7 @@ class Before:
 def start_engine(model_folder: pathlib.Path) -> StartEngine:
     @contextlib.contextmanager
     def started(port: int) -> Iterator[EngineProcess]:
-        process = EngineProcess(spec_of(model_folder, mp_connector(port, heartbeat_interval=0.1)))
+        process = EngineProcess(spec_of(model_folder, mp_connector(port, heartbeat_interval=0.1, mq_timeout=1.0)))
         try:
             yield process
         finally:
@@ -108,8 +114,9 @@ def pick(tiers: dict[str, Tier], name: str) -> Tier:
 
 
 def join(engine: EngineProcess, server: TierServer) -> None:
-    """The engine is registered with this server, not with one before it."""
+    """The engine is registered with this server, not with one before it, and both its halves know."""
     wait_until(lambda: server.num_clients() == NUM_CLIENTS, "scheduler and worker are registered")
+    wait_until(lambda: bool(engine.run(KNOW)), "scheduler and worker know that they are")
     assert engine.call("wait_until_joined")
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lmcache.testing.vllm_models import TINY_LLAMA, write_model, write_weights
 from lmcache.testing.vllm_spec import Gate
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
@@ -128,3 +129,99 @@ def test_answer_to_a_lookup_from_before_the_reset_is_not_used(engine: Driver) ->
     engine.wait_until_joined()
     assert engine.process.call("finish")["asked"].num_cached_tokens == 0
     engine.check_nothing_held()
+
+
+def is_anything_stored(engine: Driver) -> bool:
+    """Under the engine's present root."""
+    (root,) = engine.server.roots()
+    return bool(engine.server.run(f"result = engine.pool.l1.has_root(bytes.fromhex('{root}'))"))
+
+
+def check_saves_again(engine: Driver, prompt: list[int], salt: str) -> None:
+    engine.store(prompt[:768], salt)
+    hit = engine.hit(prompt, salt)
+    assert hit.num_cached_tokens == 768
+    assert same(hit, engine.prefix_hit(prompt, 768))
+    assert is_anything_stored(engine)
+    engine.check_nothing_held()
+
+
+def test_nothing_is_saved_until_a_reset_succeeds(engine: Driver) -> None:
+    """vLLM could not follow: what it computes now may stand on KV of before."""
+    prompt, salt = prompt_of(1900, seed=146), new_salt()
+    engine.process.call("add", "running", prompt, 60, salt)
+    while not engine.run("result = any(request.num_computed_tokens for request in scheduler.requests.values())"):
+        engine.process.call("step")
+    assert engine.process.call("reset_with_connector") is False
+    engine.wait_until_joined()
+    follower = prompt_of(1000, seed=147, shared=prompt[:512])
+    engine.process.call("add", "follower", follower, 4, salt)
+    finished = engine.process.call("finish")
+    assert finished["follower"].num_cached_tokens == 512, "it does not stand on KV of before: the test shows nothing"
+    assert len(finished["running"].token_ids) == 60
+    # Nor what has nothing to do with it: vLLM was not made to forget.
+    other, other_salt = prompt_of(1000, seed=148), new_salt()
+    computed = engine.store(other, other_salt, max_tokens=4)
+    assert not is_anything_stored(engine)
+    again = engine.hit(other, other_salt)
+    assert again.num_cached_tokens == 0
+    assert same(again, computed)
+    reset(engine)
+    check_saves_again(engine, follower, salt)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleep(engine: Driver, tmp_path: pathlib.Path, level: int) -> None:
+    """It stands for whatever may happen to weights and pages meanwhile; here, other weights are loaded.
+
+    vLLM on CPU takes the calls and keeps its memory as it is.
+    """
+    prompt, salt = prompt_of(1000, seed=149), new_salt()
+    engine.store(prompt[:768], salt)
+    before = engine.hit(prompt, salt)
+    assert before.num_cached_tokens == 768
+    engine.process.settle()
+    engine.run("llm.sleep(level)\nassert llm.llm_engine.is_sleeping()", level=level)
+    folder = write_model(tmp_path / "model", TINY_LLAMA)
+    write_weights(folder, TINY_LLAMA, seed=20 + level)
+    engine.run("llm.collective_rpc('reload_weights', kwargs={'weights_path': path})", path=str(folder))
+    engine.run("llm.wake_up()\nassert not llm.llm_engine.is_sleeping()")
+    engine.wait_until_joined()
+    after = engine.one(prompt, salt)
+    assert after.num_cached_tokens == 0
+    assert after.token_ids != before.token_ids, "the weights are the same: the test shows nothing"
+    check_saves_again(engine, prompt, salt)
+
+
+def test_pause_of_the_scheduler_alone(engine: Driver) -> None:
+    """Nothing changes but that time passes: what was stored is still right."""
+    prompt, salt = prompt_of(1000, seed=150), new_salt()
+    engine.store(prompt[:768], salt)
+    engine.run("llm.sleep(0)")
+    engine.process.call("add", "waiting", prompt, 4, salt)
+    engine.process.call("step", 5)
+    engine.run("llm.wake_up(tags=['scheduling'])")
+    hit = engine.process.call("finish")["waiting"]
+    assert hit.num_cached_tokens == 768
+    assert same(hit, engine.prefix_hit(prompt, 768))
+    engine.check_nothing_held()
+
+
+def test_sleep_that_fails(engine: Driver, tmp_path: pathlib.Path) -> None:
+    """A save holds blocks, so vLLM cannot forget them and says so; we have forgotten, and save nothing more."""
+    prompt, salt = prompt_of(1000, seed=151), new_salt()
+    gate = Gate(tmp_path, "store.copy")
+    engine.run(HOLD_COPY, gate=gate)
+    engine.one(prompt, salt)
+    gate.wait_until_held()
+    with pytest.raises(RuntimeError, match="Failed to reset the KV connector cache"):
+        engine.run("llm.sleep(1)")
+    gate.open()
+    engine.run("del engine._transfer._copier.gather")
+    engine.run("llm.wake_up()")
+    engine.wait_until_joined()
+    assert engine.hit(prompt, salt).num_cached_tokens == 0
+    engine.process.settle()
+    assert not is_anything_stored(engine)
+    reset(engine)
+    check_saves_again(engine, prompt, salt)
