@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-import queue
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import obstore
 
-from benchmarks.common import SHARED_MEMORY, Row, alternating_pairs, median, print_rows
-from lmcache.core.keys import ObjectKey
+from benchmarks.common import SHARED_MEMORY, Row, alternating_pairs, print_rows
+from benchmarks.tier_runs import TierRuns, plain_keys
 from lmcache.core.sizes import MIB
-from lmcache.l2.base import AdapterContext, Source, StoreStatus
+from lmcache.l2.base import AdapterContext
 from lmcache.l2.s3 import make
 from lmcache.l2.s3.client import make_store
-from lmcache.storage.metrics import StorageMetrics
-from lmcache.storage.tier import Tier
-from lmcache.telemetry.metrics import Counter, MetricRegistry
 from lmcache.testing.l2_s3 import s3_config
 from lmcache.testing.s3_servers import RcloneServer, rclone_program
 
@@ -31,72 +27,39 @@ OBJECT_BYTES = 16 * MIB
 NUM_OBJECTS = 8
 NUM_THREADS = 4
 NUM_PAIRS = 11
-RATIO_MIN = 0.8
 
 
-class _Bucket:
+class _Bucket(TierRuns):
     """Objects in memory, a tier on the bucket, and bare threads on another prefix of it."""
 
     def __init__(self, server: RcloneServer) -> None:
-        self._pool = memoryview(bytearray(os.urandom(MIB) * (NUM_OBJECTS * OBJECT_BYTES // MIB)))
         # One thread of a tier is kept free of stores.
         config = s3_config(server, "tier", s3_num_io_threads=NUM_THREADS + 1)
-        self._adapter = make(config, AdapterContext("s3"))
-        metrics = StorageMetrics(MetricRegistry(), Counter("read_failure", ""), Counter("allocation_failure", ""))
-        self.tier = Tier(0, self._adapter, metrics)
-        self.tier.start()
-        self.tier.wait_until_open(30)
-        self._keys = [ObjectKey(bytes([number]) * 32, "org/model", 0x01000100) for number in range(NUM_OBJECTS)]
+        pool = memoryview(bytearray(os.urandom(MIB) * (NUM_OBJECTS * OBJECT_BYTES // MIB)))
+        super().__init__(make(config, AdapterContext("s3")), plain_keys(NUM_OBJECTS), pool)
         self._bare = make_store(s3_config(server, "bare", s3_num_io_threads=NUM_THREADS))
         self._threads = ThreadPoolExecutor(NUM_THREADS + 1)
         self._store_threads = ThreadPoolExecutor(NUM_THREADS)
 
-    def _slot(self, number: int) -> memoryview:
-        return self._pool[number * OBJECT_BYTES : (number + 1) * OBJECT_BYTES]
-
-    def store(self) -> None:
-        answers: queue.SimpleQueue[StoreStatus | None] = queue.SimpleQueue()
-        for number, key in enumerate(self._keys):
-            self.tier.submit_store(key, Source(self._slot(number)), answers.put)
-        if any(answers.get() is not StoreStatus.STORED for _ in self._keys):
-            raise RuntimeError("an object was not stored")
-
-    def load(self) -> None:
-        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-        for number, key in enumerate(self._keys):
-            self.tier.submit_load(key, self._slot(number), answers.put)
-        if any(answers.get() is None for _ in self._keys):
-            raise RuntimeError("an object was not loaded")
-
     def bare_store(self) -> None:
         put = obstore.put
-        _all(self._store_threads, lambda number: put(self._bare, str(number), self._slot(number), use_multipart=False))
+        _all(self._store_threads, lambda number: put(self._bare, str(number), self.slot(number), use_multipart=False))
 
     def bare_load(self) -> None:
         _all(self._threads, lambda number: obstore.get(self._bare, str(number)).bytes())
 
     def delete(self) -> None:
-        self._adapter.delete(self._keys)
+        super().delete()
         obstore.delete(self._bare, [str(number) for number in range(NUM_OBJECTS)])
 
     def close(self) -> None:
         self._threads.shutdown()
         self._store_threads.shutdown()
-        self.tier.close(10)
+        super().close()
 
 
 def _all(threads: ThreadPoolExecutor, work: Callable[[int], object]) -> None:
     list(threads.map(work, range(NUM_OBJECTS)))
-
-
-def _compared(what: str, pairs: list[tuple[float, float]]) -> list[Row]:
-    ratio = median([bare_s / ours_s for ours_s, bare_s in pairs])
-    gigabytes = NUM_OBJECTS * OBJECT_BYTES / 1e9
-    return [
-        Row(f"{what}, checksum included", f"{gigabytes / median([ours_s for ours_s, _ in pairs]):.2f} GB/s"),
-        Row("obstore alone", f"{gigabytes / median([bare_s for _, bare_s in pairs]):.2f} GB/s"),
-        Row(f"{what} as a part of that", f"{ratio:.2f}", f">= {RATIO_MIN}", ratio >= RATIO_MIN),
-    ]
 
 
 def main() -> list[Row]:
@@ -115,7 +78,7 @@ def main() -> list[Row]:
                 bucket.close()
         finally:
             server.kill()
-    rows = [*_compared("load", loads), *_compared("store", stores)]
+    rows = [*bucket.compared("load", loads, "obstore alone"), *bucket.compared("store", stores, "obstore alone")]
     print_rows(f"s3: {NUM_OBJECTS} objects of 16 MiB, {NUM_THREADS} threads, rclone on this machine", rows)
     return rows
 

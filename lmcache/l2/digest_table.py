@@ -67,28 +67,34 @@ class DigestTable:
         return row
 
     def fill(self, spaces: array[int], digests: bytearray) -> None:
-        """The rows of an empty table, all at once: row n is the n-th space and digest. No two are equal.
-
-        In the order of their homes, each row lies at its home or right behind the one before; that
-        is a running maximum. Those that would lie behind the end go on at the start, one by one.
-        """
+        """The rows of an empty table, all at once: row n is the n-th space and digest. No two are equal."""
         self._spaces, self._digests, self._num_used = spaces, digests, len(spaces)
         num_buckets = _BUCKETS_MIN
         while 5 * len(spaces) > 3 * num_buckets:
             num_buckets *= 2
+        self._spread(num_buckets)
+
+    def _spread(self, num_buckets: int) -> None:
+        """Put every used row into that many empty buckets.
+
+        In the order of their homes, each row lies at its home or right behind the one before; that
+        is a running maximum. Those that would lie behind the end go on at the start, one by one.
+        """
         self._buckets, self._mask = array("i", [_EMPTY]) * num_buckets, num_buckets - 1
-        if not spaces:
+        spaces = np.frombuffer(self._spaces, np.int32) if self._spaces else np.empty(0, np.int32)
+        rows = np.flatnonzero(spaces != _EMPTY)
+        if not len(rows):
             return
-        homes = np.frombuffer(spaces, np.int32).astype(np.uint64) * np.uint64(_SPACE_MULTIPLIER)
-        homes += np.frombuffer(digests, "<u8")[:: DIGEST_BYTES // 8]
+        homes = spaces[rows].astype(np.uint64) * np.uint64(_SPACE_MULTIPLIER)
+        homes += np.frombuffer(self._digests, "<u8")[:: DIGEST_BYTES // 8][rows]
         homes &= np.uint64(self._mask)
-        rows = np.argsort(homes).astype(np.int32)
-        steps = np.arange(len(rows))
-        places = np.maximum.accumulate(homes[rows].astype(np.int64) - steps) + steps
+        order = np.argsort(homes)
+        rows, homes, steps = rows[order].astype(np.int32), homes[order].astype(np.int64), np.arange(len(rows))
+        places = np.maximum.accumulate(homes - steps) + steps
         num_inside = int(np.searchsorted(places, num_buckets))
         np.frombuffer(self._buckets, np.int32)[places[:num_inside]] = rows[:num_inside]
-        for row in rows[num_inside:].tolist():
-            self._place(row, int(homes[row]))
+        for row, home in zip(rows[num_inside:].tolist(), homes[num_inside:].tolist(), strict=True):
+            self._place(row, home)
 
     def rows_starting_with(self, first_byte: int) -> list[int]:
         """The rows whose digest starts with that byte."""
@@ -150,12 +156,8 @@ class DigestTable:
             gap = bucket
 
     def _grow(self) -> None:
-        self._buckets = array("i", [_EMPTY]) * (2 * len(self._buckets))
-        self._mask = len(self._buckets) - 1
-        for row, space in enumerate(self._spaces):
-            if space != _EMPTY:
-                start = row * DIGEST_BYTES
-                self._place(row, self._home(space, self._digests[start : start + 8]))
+        # All at once: row by row, a million of them would keep whoever waits for the owner for a second.
+        self._spread(2 * len(self._buckets))
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every used row is found, once."""

@@ -46,11 +46,17 @@ def open_mapped(path: str, size_bytes: int) -> Medium:
 
 
 class DaxBackend(L2Backend):
-    """`num_devices` files in a folder of its own."""
+    """`num_devices` files in a folder of its own under `parent`."""
 
-    def __init__(self, num_devices: int = 2, is_mapped: bool = False, slot_bytes: int = SLOT_BYTES) -> None:
+    def __init__(
+        self,
+        num_devices: int = 2,
+        is_mapped: bool = False,
+        slot_bytes: int = SLOT_BYTES,
+        parent: pathlib.Path | None = None,
+    ) -> None:
         self._slot_bytes = slot_bytes
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="lmcache-test-dax-"))
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="lmcache-test-dax-", dir=parent))
         self._paths = [self.folder / f"device{number}" for number in range(num_devices)]
         self._opener = open_mapped if is_mapped else open_medium
 

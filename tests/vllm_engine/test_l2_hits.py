@@ -70,7 +70,8 @@ def tiers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Tier]]
         moto = MotoServer()
         moto.start()
         stack.callback(moto.kill)
-        found = [fs_tier(tmp_path_factory.mktemp("tiers")), s3_tier(moto), dax_tier()]
+        folder = tmp_path_factory.mktemp("tiers")
+        found = [fs_tier(folder), s3_tier(moto), dax_tier(folder)]
         if find_redis_server() is not None:
             redis = RedisServer()
             stack.callback(redis.close)
@@ -95,8 +96,8 @@ def s3_tier(server: MotoServer) -> Tier:
     return Tier("s3", settings, backend)
 
 
-def dax_tier() -> Tier:
-    backend = DaxBackend(num_devices=1, slot_bytes=CHUNK * KV_BYTES_PER_TOKEN)
+def dax_tier(folder: pathlib.Path) -> Tier:
+    backend = DaxBackend(num_devices=1, slot_bytes=CHUNK * KV_BYTES_PER_TOKEN, parent=folder)
     return Tier("dax", {"type": "dax", **backend.settings(num_slots=16)}, backend)
 
 

@@ -18,7 +18,7 @@ from lmcache.v1.multiprocess.http_apis.l2_api import (
     PageSizeQuery,
     PageTokenQuery,
 )
-from lmcache.v1.multiprocess.http_apis.object_keys import EncodedObjectKey, decode_keys, encode_page
+from lmcache.v1.multiprocess.http_apis.object_keys import EncodedObjectKeys, decode_keys, encode_page
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
     answer_json,
     described,
@@ -54,7 +54,7 @@ class Tiers(StrEnum):
 
 
 class DeleteObjectsRequest(BaseModel):
-    keys: list[EncodedObjectKey]
+    keys: EncodedObjectKeys
     tier: Tiers = Tiers.L2
     force: StrictBool = Field(False, description="In L1: also what a transfer has locked or is writing")
     adapter: str | None = Field(None, description="Class name or configured type; default: the first adapter")

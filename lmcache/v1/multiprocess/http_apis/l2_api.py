@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from lmcache.errors import L2Error, ListingUnsupportedError, PageTokenError
 from lmcache.storage.tier import Tier
-from lmcache.v1.multiprocess.http_apis.object_keys import EncodedObjectKey, decode_keys, encode_page
+from lmcache.v1.multiprocess.http_apis.object_keys import EncodedObjectKeys, decode_keys, encode_page
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
     answer_json,
     described,
@@ -43,7 +43,7 @@ _LIST_ANSWERS = described(
 class DeleteKeysRequest(BaseModel):
     """At most 10000 keys; one that is named twice counts twice."""
 
-    keys: list[EncodedObjectKey]
+    keys: EncodedObjectKeys
 
 
 @router.get("/l2/adapters", summary="The L2 adapters in their order", responses=_NO_ENGINE)

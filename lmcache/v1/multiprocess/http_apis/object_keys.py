@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from fastapi import HTTPException
-from pydantic import BaseModel, Field, StrictInt
+from pydantic import BaseModel, FailFast, Field, StrictInt
 
 from lmcache.core.keys import ObjectKey
 from lmcache.l2.base import KeyPage
@@ -26,6 +27,10 @@ class EncodedObjectKey(BaseModel):
         """Raises ValueError that says which rule of keys is broken."""
         digest = bytes.fromhex(self.chunk_hash_hex)
         return ObjectKey(digest, self.model_name, self.kv_rank, self.object_group_id, self.cache_salt)
+
+
+# One that is wrong is enough to refuse a list: to describe a million of them would hold up everybody.
+EncodedObjectKeys = Annotated[list[EncodedObjectKey], FailFast()]
 
 
 def decode_keys(keys: Sequence[EncodedObjectKey]) -> list[ObjectKey]:
