@@ -21,22 +21,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from benchmarks.common import Row, median, print_rows, resident_bytes, seconds
+from benchmarks.common import Row, alternating_pairs, print_rows, resident_bytes
+from benchmarks.tier_runs import TierRuns
 from lmcache.core.keys import ObjectKey
 from lmcache.core.sizes import MIB
-from lmcache.l2.base import AdapterContext, Source, StoreStatus
+from lmcache.l2.base import AdapterContext
 from lmcache.l2.fs import Config, make
 from lmcache.l2.fs.names import NUM_SHARDS, file_name, shard_name
-from lmcache.storage.metrics import StorageMetrics
-from lmcache.storage.tier import Tier
-from lmcache.telemetry.metrics import Counter, MetricRegistry
 
 OBJECT_BYTES = 16 * MIB
 NUM_OBJECTS = 16
 NUM_THREADS = 4
 NUM_PAIRS = 15
 HEADER_BYTES = 4096
-RATIO_MIN = 0.8
 NUM_INDEXED = 1_000_000
 INDEX_SECONDS_MAX = 10.0
 INDEX_MIB_MAX = 150
@@ -48,47 +45,25 @@ def _key(number: int) -> ObjectKey:
     return ObjectKey(digest, _MODEL, 0x01000100)
 
 
-class _Files:
+class _Files(TierRuns):
     """Objects in memory, the same as files, a tier on the folder, and bare threads beside it."""
 
     def __init__(self, base: pathlib.Path, use_odirect: bool = False) -> None:
         self._base = base / "tier"
         self._bare = base / "bare"
         self._bare.mkdir(parents=True)
-        self._pool = memoryview(mmap.mmap(-1, NUM_OBJECTS * OBJECT_BYTES))
-        for number in range(NUM_OBJECTS):
-            self._slot(number)[:] = os.urandom(MIB) * (OBJECT_BYTES // MIB)
+        pool = memoryview(mmap.mmap(-1, NUM_OBJECTS * OBJECT_BYTES))
         config = Config(str(self._base), num_workers=NUM_THREADS, use_odirect=use_odirect)
-        self._adapter = make(config, AdapterContext("fs"))
-        metrics = StorageMetrics(MetricRegistry(), Counter("read_failure", ""), Counter("allocation_failure", ""))
-        self.tier = Tier(0, self._adapter, metrics)
-        self.tier.start()
-        self.tier.wait_until_open(10)
-        self._keys = [_key(number) for number in range(NUM_OBJECTS)]
+        super().__init__(make(config, AdapterContext("fs")), [_key(number) for number in range(NUM_OBJECTS)], pool)
+        for number in range(NUM_OBJECTS):
+            self.slot(number)[:] = os.urandom(MIB) * (OBJECT_BYTES // MIB)
         self._header = bytes(HEADER_BYTES)
 
-    def _slot(self, number: int) -> memoryview:
-        return self._pool[number * OBJECT_BYTES : (number + 1) * OBJECT_BYTES]
-
     def _path(self, number: int) -> pathlib.Path:
-        return self._base / self._keys[number].chunk_hash[:1].hex() / os.fsdecode(file_name(self._keys[number]))
-
-    def store(self) -> None:
-        answers: queue.SimpleQueue[StoreStatus | None] = queue.SimpleQueue()
-        for number, key in enumerate(self._keys):
-            self.tier.submit_store(key, Source(self._slot(number)), answers.put)
-        if any(answers.get() is not StoreStatus.STORED for _ in self._keys):
-            raise RuntimeError("an object was not stored")
-
-    def load(self) -> None:
-        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-        for number, key in enumerate(self._keys):
-            self.tier.submit_load(key, self._slot(number), answers.put)
-        if any(answers.get() is None for _ in self._keys):
-            raise RuntimeError("an object was not loaded")
+        return self._base / self.keys[number].chunk_hash[:1].hex() / os.fsdecode(file_name(self.keys[number]))
 
     def delete(self) -> None:
-        self._adapter.delete(self._keys)
+        super().delete()
         shutil.rmtree(self._bare)
         self._bare.mkdir()
 
@@ -102,7 +77,7 @@ class _Files:
         temporary = self._bare / f"{number}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            if os.pwritev(descriptor, [self._header, self._slot(number)], 0) != HEADER_BYTES + OBJECT_BYTES:
+            if os.pwritev(descriptor, [self._header, self.slot(number)], 0) != HEADER_BYTES + OBJECT_BYTES:
                 raise RuntimeError("a short write: is the disk full?")
         finally:
             os.close(descriptor)
@@ -111,13 +86,10 @@ class _Files:
     def _read_one(self, number: int) -> None:
         descriptor = os.open(self._path(number), os.O_RDONLY)
         try:
-            if os.preadv(descriptor, [self._slot(number)], HEADER_BYTES) != OBJECT_BYTES:
+            if os.preadv(descriptor, [self.slot(number)], HEADER_BYTES) != OBJECT_BYTES:
                 raise RuntimeError("a short read")
         finally:
             os.close(descriptor)
-
-    def close(self) -> None:
-        self.tier.close(10)
 
 
 def _in_threads(work: Callable[[int], None]) -> None:
@@ -140,12 +112,15 @@ def _in_threads(work: Callable[[int], None]) -> None:
 def _transfer_rows(base: pathlib.Path) -> list[Row]:
     files = _Files(base)
     try:
-        stores = _pairs(files.store, files.bare_store, files.delete)
+        stores = alternating_pairs(files.store, files.bare_store, files.delete, NUM_PAIRS)
         _flush(base.rglob("*.data"))  # what is still being written to the disk would disturb the loads
-        loads = _pairs(files.load, files.bare_load, lambda: None)
+        loads = alternating_pairs(files.load, files.bare_load, lambda: None, NUM_PAIRS)
     finally:
         files.close()
-    return [*_compared("load", loads, "preadv"), *_compared("store", stores, "pwrite+rename")]
+    return [
+        *files.compared("load", loads, "preadv of the same"),
+        *files.compared("store", stores, "pwrite+rename of the same"),
+    ]
 
 
 def _flush(paths: Iterable[pathlib.Path]) -> None:
@@ -153,31 +128,6 @@ def _flush(paths: Iterable[pathlib.Path]) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def _pairs(
-    ours: Callable[[], None], bare: Callable[[], None], prepare: Callable[[], None]
-) -> list[tuple[float, float]]:
-    """Seconds of both, who goes first in turn; the first pair warms up and does not count."""
-    found = []
-    for number in range(NUM_PAIRS + 1):
-        prepare()
-        if number % 2:
-            bare_s, ours_s = seconds(bare), seconds(ours)
-        else:
-            ours_s, bare_s = seconds(ours), seconds(bare)
-        found.append((ours_s, bare_s))
-    return found[1:]
-
-
-def _compared(what: str, pairs: list[tuple[float, float]], bare_name: str) -> list[Row]:
-    ratio = median([bare_s / ours_s for ours_s, bare_s in pairs])
-    gigabytes = NUM_OBJECTS * OBJECT_BYTES / 1e9
-    return [
-        Row(f"{what}, checksum included", f"{gigabytes / median([ours_s for ours_s, _ in pairs]):.2f} GB/s"),
-        Row(f"{bare_name} of the same", f"{gigabytes / median([bare_s for _, bare_s in pairs]):.2f} GB/s"),
-        Row(f"{what} as a part of that", f"{ratio:.2f}", f">= {RATIO_MIN}", ratio >= RATIO_MIN),
-    ]
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ class Definition:
             return None
         try:
             found = self.kind.parse(value)
+        except OutOfRangeError:
+            raise
         except (ValueError, TypeError) as error:
             raise UnparsableError(self._complaint(name, value)) from error
         refusal = self.refusal_of(found)
@@ -78,6 +80,18 @@ def shown(name: str, value: object) -> str:
     safe = cast("dict[str, object]", make_json_safe({name: value}))
     text = repr(next(iter(safe.values())))
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."
+
+
+class FrozenValues:
+    """An object whose attributes are the keys that its class declares. Nobody assigns to them."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(getattr(type(self), name, None), Definition):
+            raise AttributeError(f"{name} cannot be assigned to")
+        super().__setattr__(name, value)
 
 
 def setting(kind: Kind[T], default: T, description: str, **marks: Any) -> T:

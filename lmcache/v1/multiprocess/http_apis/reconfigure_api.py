@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from lmcache.errors import AdapterNotFoundError, L2Error, ReconfigureError
 from lmcache.server.http_errors import sendable
@@ -22,6 +22,8 @@ from lmcache.v1.multiprocess.http_apis.operator_calls import (
 router = APIRouter(tags=["runtime reconfiguration"])
 
 _DAX = "dax"
+# No operation has that many; each one that is wrong is told.
+_FIELDS_MAX = 100
 _NO_ENGINE = described(_503="The engine is not there yet")
 _STATUS_ANSWERS = {**_NO_ENGINE, **described(_400="A blank backend")}
 _CHANGE_ANSWERS = described(
@@ -33,6 +35,9 @@ _CHANGE_ANSWERS = described(
     _503="The engine is not there yet, or the backend cannot be reached",
     _507="Too little room to move objects to",
 )
+
+
+OperationBody = Annotated[dict[str, Any], Field(max_length=_FIELDS_MAX)]
 
 
 class _GenericBody(BaseModel):
@@ -71,7 +76,7 @@ async def report_backend(request: Request, backend: str) -> Response:
 @router.post(
     "/reconfigure/{backend}/l2/{operation}", summary="The same, under the later name", responses=_CHANGE_ANSWERS
 )
-async def reconfigure(request: Request, backend: str, operation: str, body: dict[str, Any]) -> Response:
+async def reconfigure(request: Request, backend: str, operation: str, body: OperationBody) -> Response:
     """Changes of one adapter follow each other. `adapter_index` (0) is among the fields; the others are the
     operation's."""
     name, verb = _normalized(backend), _normalized(operation)
@@ -113,4 +118,4 @@ def _normalized(part: str) -> str:
 
 
 def _error(status: int, text: str) -> Response:
-    return answer_json({"error": text}, status)
+    return answer_json({"error": sendable(text)}, status)
