@@ -15,6 +15,14 @@ class ConfigError(LMCacheError):
     """A setting, or a combination of settings, that cannot be honoured."""
 
 
+class ConfigChangeError(ConfigError):
+    """A change at run time that was refused. `reason` is the documented text for it."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 class EndpointError(LMCacheError):
     """A module of HTTP endpoints that cannot be served."""
 

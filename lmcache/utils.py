@@ -6,6 +6,7 @@ A built package carries `_version.py`; a bare checkout does not, and says so.
 from __future__ import annotations
 
 import importlib
+from typing import NoReturn
 
 from lmcache.logging import init_logger
 
@@ -29,3 +30,13 @@ COMMIT_ID = _built("COMMIT_ID")
 def get_version() -> str:
     """`<version>-<commit>`, each `NA` where the build did not say."""
     return f"{VERSION or _UNKNOWN}-{COMMIT_ID or _UNKNOWN}"
+
+
+def __getattr__(name: str) -> NoReturn:
+    """vLLM's own copies of lmcache's adapters ask for this first: answered here, before they miss anything else."""
+    if name == "_lmcache_nvtx_annotate":
+        raise ImportError(
+            "vLLM's own adapters do not work with this package: leave `use_native` out of kv_connector_extra_config "
+            "(LMCacheConnectorV1), and LMCACHE_USE_UPSTREAM_MP out of the environment (LMCacheMPConnector)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = sorted(name for name in PROJECT["optional-dependencies"] if name != "dev")
 DEV_TOOLS = PROJECT["optional-dependencies"]["dev"]
-# What looks at the sources only; the rest of the tools is for the tests.
-SOURCE_TOOLS = ("build", "import-linter", "mypy", "ruff", "setuptools")
+# What looks at the sources only, and our own extras; the rest of the tools is for the tests.
+SOURCE_TOOLS = ("build", "import-linter", "mypy", "ruff", "setuptools", f"{PROJECT['name']}[")
 TEST_TOOLS = [line for line in DEV_TOOLS if not line.startswith(SOURCE_TOOLS)]
 # What an installed package says of itself, asked from inside its environment.
 ASK_VERSION = "from lmcache.utils import *; print(get_version(), VERSION, COMMIT_ID)"

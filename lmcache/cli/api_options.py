@@ -26,6 +26,9 @@ _OPTIONS = (
                  help="Seconds to wait for each answer."),
 )  # fmt: skip
 
+# Settings of a command whose answer comes when all is done: a million objects take the server some seconds to clear.
+PATIENT = {"default_map": {"timeout": 300.0}}
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 adapter_option = click.option("--adapter", help="Type name of the L2 adapter; the first configured one by default.")

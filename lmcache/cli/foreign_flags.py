@@ -35,8 +35,8 @@ def _refused(reason: str, *names: str, takes_value: bool = True) -> list[Foreign
     return [ForeignFlag(name, reason, takes_value, is_refused=True) for name in names]
 
 
-def _missing(what: str) -> str:
-    return f"needs {what}, which this release does not have"
+def _missing(what: str, instead: str = "") -> str:
+    return f"needs {what}, which this release does not have" + (f"; {instead}" if instead else "")
 
 
 _COORDINATOR = "it tunes the tie to a coordinator, which this release does not have"
@@ -66,7 +66,7 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
     *_ignored(_POOL_GROWTH, "--l1-init-size-gb"),
     *_ignored("the kernel's setting for shared memory decides (/sys/kernel/mm/transparent_hugepage/shmem_enabled)",
               "--l1-use-hugepages", takes_value=False),
-    *_refused(_missing("several L1 tiers; --l1-size-gb sets the size of the one in shared memory"), "--l1-manager"),
+    *_refused(_missing("several L1 tiers", "--l1-size-gb sets the size of the one in shared memory"), "--l1-manager"),
     *_refused(_missing("an L1 tier on Device-DAX"), "--l1-devdax-path"),
     *_refused(_missing("an L1 tier on NVMe"), "--gds-l1-path"),
     *_ignored("there is no L1 tier on NVMe to tune", "--gds-l1-backend"),
@@ -88,7 +88,7 @@ FOREIGN_FLAGS: tuple[ForeignFlag, ...] = (
     # Observability
     *_refused(_missing("traces"), "--enable-tracing", takes_value=False),
     *_refused(_missing("traces"), "--trace-level"),
-    *_refused(_missing("a push of metrics; Prometheus may pull GET /metrics from --http-port"), "--otlp-endpoint"),
+    *_refused(_missing("a push of metrics", "Prometheus may pull GET /metrics from --http-port"), "--otlp-endpoint"),
     *_refused(_missing("a log of lookup hashes"), "--lookup-hash-log-dir"),
     *_ignored(_LOOKUP_LOG, "--lookup-hash-log-rotation-interval", "--lookup-hash-log-rotation-max-size",
               "--lookup-hash-log-max-files"),

@@ -7,11 +7,11 @@ import json
 import click
 
 from lmcache.cli.api_client import APIClient, path_of
-from lmcache.cli.api_options import json_option, with_api
+from lmcache.cli.api_options import PATIENT, json_option, with_api
 from lmcache.cli.tables import print_json
 
 
-@click.command("reconfigure")
+@click.command("reconfigure", context_settings=PATIENT)
 @with_api
 @click.argument("backend")
 @click.argument("operation")

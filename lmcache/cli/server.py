@@ -111,7 +111,7 @@ _STORAGE_OPTIONS = _options(
     _storage("--l1-write-ttl-seconds", "Time a store may take."),
     _storage("--l1-read-ttl-seconds", "Time a promised load may take."),
     _storage("--eviction-policy", "Which object goes first: LRU, IsolatedLRU (within quotas per tenant), ARC, S3-FIFO, "
-             "noop (none)."),
+             "LFU, FIFO, MRU, noop (none)."),
     _storage("--default-quota-gb", "What a tenant without a quota may keep, in GB of 1024^3 bytes, where quotas are "
              "honoured."),
     _storage("--quota-file", "File that quotas survive a restart in; by default after the pool's name, in the "
@@ -201,7 +201,8 @@ def parse(given: dict[str, Any]) -> tuple[MPServerConfig, list[str]]:
         MPConfig(**mp_values),
         storage,
         ObservabilityConfig(
-            given["log_level"].upper(), not (given["disable_metrics"] or given["disable_observability"]),
+            given["log_level"].upper(),
+            not (given["disable_metrics"] or given["disable_observability"]),
             given["metrics_sample_rate"],
         ),
         _http_config(given),

@@ -65,7 +65,6 @@ def _print_l1(l1: Report) -> None:
             _counted(l1, "write_locked_count", "being written"),
         )),
         ("quarantined", format_bytes(quarantined) if quarantined else ""),
-        ("eviction", str(l1.get("eviction_policy") or "")),
         ("pool", _joined(l1.get("pool_folder"), "still taking memory" if l1.get("is_populating") else None)),
     ]  # fmt: skip
     _print_facts(facts)

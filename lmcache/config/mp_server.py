@@ -146,9 +146,7 @@ class ObservabilityConfig:
     metrics_sample_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        check_that(
-            0 <= self.metrics_sample_rate <= 1, "--metrics-sample-rate", self.metrics_sample_rate, "from 0 to 1"
-        )
+        check_that(0 <= self.metrics_sample_rate <= 1, "--metrics-sample-rate", self.metrics_sample_rate, "from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

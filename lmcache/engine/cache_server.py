@@ -36,10 +36,12 @@ from lmcache.quota.wipes import WipeLog
 from lmcache.storage.manager import StorageConfig, StorageManager
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.periodic import PeriodicThread, ThreadLevel
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
 logger = logging.getLogger(__name__)
 
+_EVICTION_INTERVAL_S = 1.0
 # Between two slices of a clear, for whoever waits for the mutex.
 _CLEAR_PAUSE_S = 0.0005
 
@@ -89,6 +91,10 @@ class MPCacheServer:
         self.wipes = WipeLog(metrics)
         limits = TierLimits(self.quotas, self.wipes, lambda: self.usage)
         self._quota_cycle = QuotaCycle(limits, self._open_l1)
+        # Started and stopped by whoever runs the engine.
+        self.eviction_thread = PeriodicThread(
+            "lmcache-l1-eviction", ThreadLevel.CRITICAL, _EVICTION_INTERVAL_S, self.evict_cycle
+        )
         self.pool = Pool(config.pool, clock, steps, self.quotas)
         self.pool_lost_error = ""
         self.registry = ClientRegistry(make_algorithm(config.hash_algorithm), config.chunk_size, clock)
@@ -256,7 +262,9 @@ class MPCacheServer:
         with self.mutex:
             workers = self.registry.workers()
             l1 = self._report_l1()
-            storage = {**l2, "is_healthy": l1["is_healthy"] and l2["is_healthy"], "l1_manager": l1}
+            eviction = self._report_l1_eviction()
+            is_healthy = all(part["is_healthy"] for part in (l2, l1, eviction))
+            storage = {**l2, "is_healthy": is_healthy, "l1_manager": l1, "l1_eviction_controller": eviction}
             return {
                 "is_healthy": storage["is_healthy"],
                 "engine_type": type(self).__name__,
@@ -284,14 +292,21 @@ class MPCacheServer:
             "memory_configured_bytes": self.config.pool.geometry.pool_bytes,
             "is_populating": self.pool.is_populating,
             "open_store_batches": self.stores.num_open_batches,
-            "eviction_policy": self.config.pool.eviction_policy,
-            "trigger_watermark": self.config.trigger_watermark,
-            "eviction_ratio": self.config.eviction_ratio,
             "write_ttl_seconds": self.config.pool.write_ttl_s,
             "read_ttl_seconds": self.config.read_ttl_s,
             "pool_folder": str(self.pool.files.folder),
             "recovered_object_count": recovery.num_ready,
             "recovered_dropped_count": recovery.num_dropped,
+        }
+
+    def _report_l1_eviction(self) -> dict[str, object]:
+        watermark = self.config.trigger_watermark
+        return {
+            "is_healthy": self.eviction_thread.is_active,
+            "thread_alive": self.eviction_thread.is_running,
+            "eviction_policy": self.config.pool.eviction_policy,
+            "trigger_watermark": 1.0 if watermark is None else watermark,  # without one: when L1 is full
+            "eviction_ratio": self.config.eviction_ratio,
         }
 
     def _unhealthy_reason(self) -> str:

@@ -68,9 +68,7 @@ class LookupModule:
         self._count(client.model_name, prompt, num_in_l1, num_in_l1)
         return found
 
-    def _finish(
-        self, l1: L1Manager, client: Client, asked: Lookup, prompt: Prompt, num_in_l1: int
-    ) -> Found | Failure:
+    def _finish(self, l1: L1Manager, client: Client, asked: Lookup, prompt: Prompt, num_in_l1: int) -> Found | Failure:
         """The reply to a lookup that waited for L2. What it was asked under may be over by now."""
         if self._registry.clients.get(client.uid) is not client:
             return Failure(ErrorCode.UNREGISTERED, "this client is not registered any more")

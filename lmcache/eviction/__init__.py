@@ -8,7 +8,7 @@ import pkgutil
 from lmcache.errors import ConfigError
 from lmcache.eviction.base import EvictionPolicy
 
-_NOT_A_POLICY = {"base", "slot_lists", "ghosts"}
+_NOT_A_POLICY = {"base", "slot_lists", "ghosts", "ranked"}
 
 
 def policy_names() -> list[str]:

@@ -21,7 +21,6 @@ from lmcache.transport.server import ServerLoop
 
 logger = logging.getLogger(__name__)
 
-_EVICTION_INTERVAL_S = 1.0
 _REAP_INTERVAL_S_MAX = 5.0
 _TICK_S = 1.0
 _IPC_NAME = "zmq.ipc"
@@ -76,9 +75,7 @@ class LocalServer:
         )
         self.engine.storage.start(self.threads)
         self.loop.start()
-        self.threads.start(
-            PeriodicThread("lmcache-l1-eviction", ThreadLevel.CRITICAL, _EVICTION_INTERVAL_S, self.engine.evict_cycle)
-        )
+        self.threads.start(self.engine.eviction_thread)
         self.threads.start(
             PeriodicThread("lmcache-mp-worker-reaper", ThreadLevel.MEDIUM, reap_s, self.engine.reap_cycle)
         )

@@ -136,6 +136,8 @@ class ServerProcess:
 
     def run(self) -> int:
         if self._config.observability.metrics_enabled:
+            identity = self._config.mp.instance_id
+            self._metrics.gauge("target_info", "Who is asked", lambda: {(identity,): 1.0}, "service_instance_id")
             REGISTRY.register(MetricsCollector(self._metrics))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())

@@ -108,8 +108,9 @@ class L2EvictionController:
                 {
                     "l2_name": tier.name,
                     "eviction_policy": config.eviction_policy if config else tier.adapter.eviction_policy,
-                    "trigger_watermark": config.trigger_watermark if config else None,
-                    "eviction_ratio": config.eviction_ratio if config else None,
+                    # Without a configuration: when it is full, and no more than the next object needs.
+                    "trigger_watermark": config.trigger_watermark if config else 1.0,
+                    "eviction_ratio": config.eviction_ratio if config else 0.0,
                     "current_usage": usage.usage_fraction,
                     "total_bytes_used": usage.total_bytes_used,
                     "total_capacity_bytes": usage.total_capacity_bytes,

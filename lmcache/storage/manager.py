@@ -169,8 +169,8 @@ class StorageManager:
         if tier is None or not tier.drain():
             raise AdapterNotFoundError(f"no L2 adapter has index {index}, or it is being removed")
         self.stores.remove_tier(index)
-        tier.close(drain_timeout_s)
         self.prefetches.remove_tier(index)
+        tier.close(drain_timeout_s)
         with self._mutex:
             self._tiers.remove(tier)
             del self._evictions[index]

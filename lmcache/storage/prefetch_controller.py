@@ -28,6 +28,8 @@ from lmcache.storage.tier import Tier
 logger = logging.getLogger(__name__)
 
 _QUEUED_MAX = 10_000
+# A job that gets no answer for so long counts as in flight no more: others take their turn.
+_PATIENCE_S = 5.0
 _POOL_SHARE = 2  # all jobs together may fill a half of the pool
 
 
@@ -75,8 +77,11 @@ class PrefetchController:
             self._tiers[tier.index] = tier
 
     def remove_tier(self, index: int) -> None:
+        """Nobody waits for its answers any more."""
         with self._mutex:
-            self._tiers.pop(index, None)
+            tier = self._tiers.pop(index, None)
+        if tier is not None:
+            self._post(lambda: self._answer_for(tier))
 
     def usable_tiers(self) -> list[Tier]:
         with self._mutex:
@@ -111,6 +116,8 @@ class PrefetchController:
                     self._let_go(job)
             elif now_s >= job.deadline_s:
                 self._end(job, is_whole=True)
+            elif now_s - job.progress_s > _PATIENCE_S:
+                self._active.pop(id(job), None)
         self._start_queued()
         return {"in_flight": len(self._active), "queued": len(self._queued)}
 
@@ -166,7 +173,8 @@ class PrefetchController:
             if job.asked or stop == first:
                 break
         tiers = self.usable_tiers() if job.asked and not job.request.pool.is_closed else []
-        job.phase, job.answers, job.num_asked = PrefetchPhase.LOOKUP, {}, len(tiers)
+        job.phase, job.answers, job.asked_of = PrefetchPhase.LOOKUP, {}, {tier.index for tier in tiers}
+        job.progress_s = self._clock()
         if not tiers:
             if job.asked:
                 job.stop_chunk = min(job.stop_chunk, job.asked[0][0])
@@ -200,10 +208,17 @@ class PrefetchController:
             tier.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
             return
         job.answers[tier.index] = found
-        if not self.policy.is_decided(job.answers, job.num_asked):
+        if not self.policy.is_decided(job.answers, len(job.asked_of)):
             return
         answers, job.answers, job.phase = job.answers, {}, PrefetchPhase.LOAD
         self._load_planned(job, keys, answers, self.policy.plan(answers, len(keys)))
+
+    def _answer_for(self, tier: Tier) -> None:
+        """It was removed: what it was asked, and has not answered, it does not hold."""
+        for job in list(self._jobs.values()):
+            if job.phase is PrefetchPhase.LOOKUP and tier.index in job.asked_of and tier.index not in job.answers:
+                keys = [job.request.key(chunk, rank) for chunk, rank in job.asked]
+                self._answered(job, job.window, tier, keys, [False] * len(keys))
 
     def _load_planned(
         self, job: PrefetchJob, keys: list[ObjectKey], answers: dict[int, Sequence[bool]], plan: list[int | None]
@@ -297,6 +312,7 @@ class PrefetchController:
     def _loaded(self, job: PrefetchJob, chunk: int, rank: int, place: Place, tier: Tier, loaded: Loaded | None) -> None:
         request = job.request
         job.num_loading -= 1
+        job.progress_s = self._clock()
         if loaded is None:
             self._held_bytes -= place.length
             request.pool.l1.abort(self._owner_uid, [place])

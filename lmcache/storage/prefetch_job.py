@@ -68,9 +68,9 @@ OnDone = Callable[[bool], None]
 
 @dataclass(slots=True)
 class PrefetchJob:
-    """`asked`: the (chunk, rank) of each key asked for in this window. `locked`: places in L1 that
-    the job protects until its reader has them; `held_bytes`: of those that it loaded itself.
-    `stop_chunk`: the first chunk known not to come."""
+    """`asked`: the (chunk, rank) of each key asked for in this window, `asked_of`: the adapters asked.
+    `locked`: places in L1 that the job protects until its reader has them, `held_bytes` of which it loaded
+    itself. `stop_chunk`: the first chunk known not to come."""
 
     key: Hashable
     request: PrefetchRequest
@@ -78,7 +78,7 @@ class PrefetchJob:
     phase: PrefetchPhase = PrefetchPhase.QUEUED
     window: tuple[int, int] = (0, 0)
     asked: list[tuple[int, int]] = field(default_factory=list)
-    num_asked: int = 0
+    asked_of: set[int] = field(default_factory=set)
     answers: dict[int, Sequence[bool]] = field(default_factory=dict)
     num_loading: int = 0
     num_loaded: int = 0
@@ -88,6 +88,7 @@ class PrefetchJob:
     ended_s: float = 0.0
     is_detached: bool = False
     deadline_s: float = 0.0
+    progress_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.stop_chunk = len(self.request.digests)

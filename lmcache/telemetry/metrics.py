@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,6 +19,10 @@ OTHER = "other"
 
 # The buckets documented for instruments that set none.
 DEFAULT_BUCKETS = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000)
+
+
+def _child(known: Collection[Labels], labels: Labels) -> Labels:
+    return labels if labels in known or len(known) < CHILDREN_MAX else (OTHER,) * len(labels)
 
 
 class Counter:
@@ -35,8 +39,7 @@ class Counter:
         if not amount:
             return
         with self._mutex:
-            if labels not in self._values and len(self._values) >= CHILDREN_MAX:
-                labels = (OTHER,) * len(labels)
+            labels = _child(self._values, labels)
             self._values[labels] = self._values.get(labels, 0) + amount
 
     def values(self) -> dict[Labels, float]:
@@ -76,6 +79,7 @@ class Histogram:
 
     def observe(self, value: float, *labels: str) -> None:
         with self._mutex:
+            labels = _child(self._counts, labels)
             counts = self._counts.setdefault(labels, [0] * (len(self.buckets) + 1))
             counts[bisect_left(self.buckets, value)] += 1
             self._totals[labels] = self._totals.get(labels, 0.0) + value

@@ -35,7 +35,8 @@ RunBody = Callable[[], dict[str, object]]
 
 
 class PeriodicThread:
-    """Calls `body` every `interval_s`, and early when woken or where `next_run_in_s` says so. What `body` returns is shown as the run's extra info.
+    """Calls `body` every `interval_s`, and early when woken or where `next_run_in_s` says so. What `body`
+    returns is shown as the run's extra info.
 
     A failing run is logged and counted; the loop goes on. `last_run_time` is the start of the
     last run that ended (seconds since 1970; 0: none yet). Whether the loop is active is told by

@@ -168,6 +168,11 @@ def test_clear_asks_first(run: Run, api: FakeOperatorAPI) -> None:
     assert len(api.calls("POST", "/clear-cache")) == 2
 
 
+@pytest.mark.parametrize(("command", "seconds"), [("clear", 300.0), ("reconfigure", 300.0), ("status", 10.0)])
+def test_what_takes_the_server_long_is_waited_for(run: Run, command: str, seconds: float) -> None:
+    assert f"[default: {seconds}" in " ".join(run(command, "--help").out.split())
+
+
 def test_clear_of_what_is_not_in_use(run: Run, api: FakeOperatorAPI) -> None:
     assert run("clear", "--keep-locked", "--yes").code == 0
     assert [call.body for call in api.calls("POST", "/cache/clear")] == [{"tier": "l1", "force": False}]

@@ -12,6 +12,7 @@ import pytest
 
 from lmcache.errors import PoolError
 from lmcache.protocol import messages as m
+from lmcache.storage.prefetch_controller import PrefetchConfig
 from tests.engine.conftest import CHUNK_SIZE
 from tests.engine.tiered import MEMORY, OpenTiered, Tiered, tiered_engines, wait_until
 
@@ -234,6 +235,52 @@ def test_a_lookup_is_answered_when_its_time_is_over_and_not_a_cycle_later(
     adapter.lookup = lambda keys: lookup(keys) if go_on.wait(20) else []  # type: ignore[method-assign, assignment]
     try:
         assert tiered.ask(DIGESTS[:2], wait_s=0.3) == m.Found(0, b"")
+    finally:
+        go_on.set()
+
+
+def test_prefetches_that_a_silent_adapter_keeps_do_not_keep_others(
+    open_tiered: OpenTiered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache.storage.prefetch_controller._PATIENCE_S", 0.1)
+    tiered = open_tiered(MEMORY, MEMORY, prefetch_policy="first", prefetch=PrefetchConfig(max_in_flight=1))
+    tiered.write(DIGESTS[:2])
+    for number in (0, 1):
+        tiered.wait_until_stored(2, number)
+    tiered.engine.clear()
+    quick, silent = (tier.adapter for tier in tiered.engine.storage.tiers())
+    go_on = threading.Event()
+    lookup = silent.lookup
+    silent.lookup = lambda keys: lookup(keys) if go_on.wait(60) else []  # type: ignore[method-assign, assignment]
+    only_silent = [key for key, _ in quick.list_l2_keys(None, 10, None).entries if key.chunk_hash == DIGESTS[0]]
+    assert quick.delete(only_silent).deleted
+    try:
+        tiered.lookup(DIGESTS[:1], "ahead", lock=False)
+        answer = tiered.ask(DIGESTS[1:2], "now", wait_s=30.0)
+        assert isinstance(answer, m.Found)
+        tiered.assert_bytes(answer, DIGESTS[1:2])
+    finally:
+        go_on.set()
+
+
+def test_a_lookup_does_not_wait_for_an_adapter_that_was_removed(open_tiered: OpenTiered) -> None:
+    tiered = open_tiered(MEMORY, MEMORY)
+    tiered.write(DIGESTS[:2])
+    for number in (0, 1):
+        tiered.wait_until_stored(2, number)
+    tiered.engine.clear()
+    silent = tiered.engine.storage.tiers()[0]
+    go_on = threading.Event()
+    silent.adapter.lookup = lambda keys: [False] * len(keys) if go_on.wait(60) else []  # type: ignore[method-assign]
+    replies: list[m.Reply] = []
+    try:
+        assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 60.0), replies) is None
+        wait_until(lambda: silent.inflight()[1] == 1)
+        tiered.engine.storage.remove_adapter(silent.index, drain_timeout_s=0.05)
+        wait_until(lambda: bool(replies))
+        (answer,) = replies
+        assert isinstance(answer, m.Found)
+        tiered.assert_bytes(answer, DIGESTS[:2])
     finally:
         go_on.set()
 

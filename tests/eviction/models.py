@@ -237,6 +237,72 @@ class NaiveS3FIFO(NaiveLRU):
         return offered
 
 
+class NaiveFIFO(NaiveLRU):
+    """`history`: what happened to each slot that is tracked, as (tick of its arrival, uses, tick of its last use)."""
+
+    name = "FIFO"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[int, tuple[int, int, int]] = {}
+        self.tick = 0
+
+    @property
+    def tracked(self) -> set[int]:
+        return set(self.history)
+
+    def add(self, slot: int, key_hash: int, tenant: str) -> None:
+        self.tick += 1
+        self.history[slot] = (self.tick, 1, self.tick)
+
+    def _use(self, slot: int, num_uses: int) -> None:
+        self.tick += 1
+        if slot in self.history:
+            came, uses, _ = self.history[slot]
+            self.history[slot] = (came, uses + num_uses, self.tick)
+
+    def touch(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._use(slot, 1)
+
+    def refresh(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._use(slot, 0)
+
+    def hold(self, slot: int) -> None:
+        if slot in self.history:
+            self.held.add(slot)
+
+    def release(self, slot: int) -> None:
+        if slot in self.held:
+            self.held.remove(slot)
+            self._use(slot, 0)
+
+    def remove(self, slot: int, is_evicted: bool) -> None:
+        self.history.pop(slot, None)
+        self.held.discard(slot)
+
+    def rank(self, slot: int) -> tuple[int, ...]:
+        return (self.history[slot][0],)
+
+    def walk(self, num_max: int, tenant: str | None = None) -> list[int]:
+        return sorted(self.tracked - self.held, key=self.rank)[:num_max]
+
+
+class NaiveMRU(NaiveFIFO):
+    name = "MRU"
+
+    def rank(self, slot: int) -> tuple[int, ...]:
+        return (-self.history[slot][2],)
+
+
+class NaiveLFU(NaiveFIFO):
+    name = "LFU"
+
+    def rank(self, slot: int) -> tuple[int, ...]:
+        return self.history[slot][1:]
+
+
 def remember(ghosts: list[int], key_hash: int) -> None:
     if key_hash in ghosts:
         ghosts.remove(key_hash)
@@ -248,4 +314,5 @@ def trim(ghosts: list[int], num_max: int) -> None:
         ghosts.pop(0)
 
 
-MODELS = {model.name: model for model in (NaiveLRU, NaiveIsolatedLRU, NaiveNoop, NaiveARC, NaiveS3FIFO)}
+_ALL = (NaiveLRU, NaiveIsolatedLRU, NaiveNoop, NaiveARC, NaiveS3FIFO, NaiveFIFO, NaiveMRU, NaiveLFU)
+MODELS = {model.name: model for model in _ALL}

@@ -166,9 +166,9 @@ def test_a_name_is_known_in_any_case_and_with_or_without_hyphens(given: str, nam
     assert make_policy(given).name == name
 
 
-@pytest.mark.parametrize("name", ["FIFO", "base", "", "ghosts"])
+@pytest.mark.parametrize("name", ["RANDOM", "base", "", "ghosts", "ranked"])
 def test_an_unknown_policy_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="known: ARC, IsolatedLRU, LRU, noop, S3-FIFO"):
+    with pytest.raises(ConfigError, match="known: ARC, FIFO, IsolatedLRU, LFU, LRU, MRU, noop, S3-FIFO"):
         make_policy(name)
 
 

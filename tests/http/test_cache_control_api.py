@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from lmcache.config.scripts import ScriptSettings
 from lmcache.testing import control as c
 from lmcache.testing.faults import Action
 from lmcache.testing.processes import EngineHandle
+from lmcache.v1.multiprocess.http_apis import cache_control_api, status_api
 from tests.http.engines import EngineSite
+from tests.http.in_process import talk
 from tests.http.no_engine import ask
 
 NAMES = ["one", "two", "three"]
+_PATIENCE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +176,39 @@ def test_clears_at_once_and_requests_meanwhile(site: EngineSite, stored: EngineH
     for thread in threads:
         thread.join()
     assert codes == [200] * 30
+
+
+class _SlowEngine:
+    """Clears when it is let."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.let = threading.Event()
+
+    def clear(self, force: bool) -> int:
+        self.begun.set()
+        assert self.let.wait(_PATIENCE_S)
+        return 0
+
+    def report_status(self) -> dict[str, object]:
+        return {"is_healthy": True}
+
+
+@pytest.mark.parametrize("path", ["/clear-cache", "/cache/clear"])
+def test_clears_that_wait_for_each_other_hold_up_nobody_else(path: str) -> None:
+    engine, app = _SlowEngine(), FastAPI()
+    app.include_router(cache_control_api.router)
+    app.include_router(status_api.router)
+    app.state.engine, app.state.script_settings = engine, ScriptSettings()
+
+    async def conversation(client: httpx.AsyncClient) -> None:
+        clears = [asyncio.create_task(client.post(path)) for _ in range(60)]
+        try:
+            assert await asyncio.to_thread(engine.begun.wait, _PATIENCE_S)
+            answer = await asyncio.wait_for(client.get("/status"), _PATIENCE_S)
+        finally:
+            engine.let.set()
+        assert answer.json()["is_healthy"] is True
+        assert {cleared.status_code for cleared in await asyncio.gather(*clears)} == {200}
+
+    talk(app, conversation)

@@ -39,6 +39,11 @@ def test_gauges_and_process_metrics_are_there(http: httpx.Client) -> None:
     assert found["process_resident_memory_bytes{}"] > 0
 
 
+def test_who_is_asked_is_told(http: httpx.Client) -> None:
+    identity = http.get("/conf").json()["mp"]["instance_id"]
+    assert samples(http)[f"target_info{{service_instance_id={identity}}}"] == 1
+
+
 def wait_for(http: httpx.Client, is_so: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """What is shown may be a second old."""
     deadline = time.monotonic() + _SOON_S

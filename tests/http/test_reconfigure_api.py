@@ -223,7 +223,9 @@ def test_a_body_that_is_no_object(form: str, content: bytes) -> None:
     assert answer.status_code == 422
     (item,) = answer.json()["detail"]
     assert item["loc"] == ["body"]
-    assert item["type"] == ("dict_type" if content not in (b"", b"null") else "missing")
+    # To older FastAPI `null` is no body, to newer it is one of another type.
+    expected = {b"": {"missing"}, b"null": {"missing", "dict_type"}}
+    assert item["type"] in expected.get(content, {"dict_type"})
 
 
 @pytest.mark.parametrize("index", ["0", True, 1.0, None, [0], "\ud800"])

@@ -34,4 +34,11 @@ def test_storage_manager_fields(http: httpx.Client, server: RunningServer) -> No
     assert l1["memory_configured_bytes"] == 32 << 20
     assert (l1["write_ttl_seconds"], l1["read_ttl_seconds"]) == (600.0, 300.0)
     assert l1["memory_usage_ratio"] == 0
+    assert storage["l1_eviction_controller"] == {
+        "is_healthy": True,
+        "thread_alive": True,
+        "eviction_policy": "LRU",
+        "trigger_watermark": 1.0,
+        "eviction_ratio": 0.2,
+    }
     assert l1["pool_folder"] == str(server.folder)

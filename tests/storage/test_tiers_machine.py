@@ -117,7 +117,7 @@ class TiersMachine(RuleBasedStateMachine):
         )  # fmt: skip
         self.engine = self.tiered.engine
         self.faults: dict[int, Faults] = {}
-        self._make_faulty(1)
+        self._make_faulty(0)
         self.current: dict[str, Asked] = {}
         self.all_asked: list[Asked] = []
         self.pools = [self.engine.pool]
@@ -304,7 +304,7 @@ class TiersMachine(RuleBasedStateMachine):
     @rule()
     def all_is_quiet_for_a_while(self) -> None:
         storage = self.engine.storage
-        if self.faulty.go_on.is_set():
+        if all(faults.go_on.is_set() for faults in self.faults.values()):
             wait_until(lambda: not storage.prefetches.num_jobs + storage.stores.num_inflight)
 
     # What must hold
@@ -371,13 +371,13 @@ class TiersMachine(RuleBasedStateMachine):
         assert not self.engine.prefetches._outstanding
         assert len(self.engine.sessions) == 0
         for pool in self.pools:
-            report = pool.l1.report()
             for name in ("read_locked_count", "write_locked_count", "temporary_count", "quarantined_count"):
-                assert not report[name], name
-        for adapter in self.adapters:
-            wait_until(lambda adapter=adapter: adapter.index.num_leased == 0)
+                wait_until(lambda pool=pool, name=name: not pool.l1.report()[name])
+        for tier in storage.tiers():
+            index = self._adapter(tier.index).index
+            wait_until(lambda index=index: index.num_leased == 0)
         self.tables_agree()
-        assert storage.close(), "no thread is stuck"
+        wait_until(storage.close)  # False: some thread is stuck
         assert all(tier.inflight() == (0, 0, 0) for tier in storage.tiers())
 
 

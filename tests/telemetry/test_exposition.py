@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from lmcache.telemetry.exposition import MetricsCollector
-from lmcache.telemetry.metrics import MetricRegistry
+from lmcache.telemetry.metrics import CHILDREN_MAX, OTHER, MetricRegistry
 
 
 @pytest.fixture
@@ -76,6 +76,17 @@ def test_histogram_buckets_are_cumulative(metrics: MetricRegistry) -> None:
         ("lmcache_mp_load_seconds_count", 4),
         ("lmcache_mp_load_seconds_sum", 106.5),
     ]
+
+
+def test_series_are_bounded_whatever_the_labels(metrics: MetricRegistry) -> None:
+    counter = metrics.counter("lmcache_mp_things", "Things", "model_name", "cache_salt")
+    histogram = metrics.histogram("lmcache_mp_gap_seconds", "Gaps", "cache_salt")
+    for number in range(CHILDREN_MAX + 50):
+        counter.add(1, "m", f"tenant-{number}")
+        histogram.observe(1, f"tenant-{number}")
+    assert (len(counter.values()), counter.value(OTHER, OTHER)) == (CHILDREN_MAX + 1, 50)
+    distributions = histogram.values()
+    assert (len(distributions), sum(distributions[OTHER,].counts)) == (CHILDREN_MAX + 1, 50)
 
 
 def test_reset_keeps_the_series_at_0(metrics: MetricRegistry) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.conftest import FakeClock
 
 from lmcache.telemetry.lifecycle import ChunkLifecycle
 from lmcache.telemetry.metrics import Distribution, Histogram, MetricRegistry
+from tests.conftest import FakeClock
 
 A, B = b"\x01" * 32, b"\x02" * 32
 

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,19 @@ def test_a_server_killed_during_a_request_costs_an_error_in_time(connect: Connec
     assert connection.wait(number, SHORT_S) is None
     with pytest.raises(DeadlineExceededError):
         connection.call(m.Hello(), 0, SHORT_S)
+
+
+def test_a_killed_server_is_missed_without_asking_it(connect: Connect, own_server: Server) -> None:
+    connection = connect(own_server.url)
+    welcome(connection)
+    number = connection.send(m.Hello(), 0)
+    assert connection.wait(number, TIMEOUT_S) is not None
+    assert connection.is_connected
+    own_server.child.kill()
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while connection.is_connected:
+        assert time.monotonic() < deadline_s, "its end goes unnoticed"
+        time.sleep(0.01)
 
 
 def test_a_successor_has_another_boot_id_and_never_sees_what_its_predecessor_was_sent(

@@ -205,7 +205,7 @@ def test_preemption_and_slow_loads(engine: Driver) -> None:
     assert all(output.num_cached_tokens for output in outputs)
     assert engine.run("result = engine.num_preempted") > 0
     for prompt, output in zip(prompts, outputs, strict=True):
-        check_pages(engine, prompt + output.token_ids[: BLOCK], salt)
+        check_pages(engine, prompt + output.token_ids[:BLOCK], salt)
 
 
 def test_server_dies_while_it_is_waited_for(engine: Driver, gate: Gate, tmp_path: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
+from lmcache.core.keys import ObjectKey
 from lmcache.testing.vllm_models import TINY_LLAMA
 from lmcache.testing.vllm_spec import ENVIRONMENT
 from tests.conftest import child_env
@@ -65,6 +66,39 @@ def worker_ids(server: RunningServer) -> list[int]:
 
 def num_clients(server: RunningServer) -> int:
     return int(status(server).get("worker_liveness", {}).get("tracked_instances", 0))
+
+
+def is_stored_in_l2(server: RunningServer) -> bool:
+    """Nothing is on its way there."""
+    report = status(server)["storage_manager"]["store_controller"]
+    return not report["pending_keys_count"] and not report["in_flight_task_count"]
+
+
+def keys_in_l2(server: RunningServer, page_size: int = 5000) -> list[tuple[ObjectKey, int]]:
+    """Keys and sizes, of every page one after the other."""
+    found: list[tuple[ObjectKey, int]] = []
+    query: dict[str, Any] = {"page_size": page_size}
+    while True:
+        answer = server.http.get("/l2/keys", params=query)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        assert len(page["entries"]) <= page_size
+        found += [(decode_key(entry["key"]), entry["size_bytes"]) for entry in page["entries"]]
+        if page["next_page_token"] is None:
+            return found
+        query["page_token"] = page["next_page_token"]
+
+
+def decode_key(fields: dict[str, Any]) -> ObjectKey:
+    rest = {name: value for name, value in fields.items() if name != "chunk_hash_hex"}
+    return ObjectKey(bytes.fromhex(fields["chunk_hash_hex"]), **rest)
+
+
+def encode_key(key: ObjectKey) -> dict[str, Any]:
+    return {
+        "chunk_hash_hex": key.chunk_hash.hex(), "model_name": key.model_name, "kv_rank": key.kv_rank,
+        "object_group_id": key.object_group_id, "cache_salt": key.cache_salt,
+    }  # fmt: skip
 
 
 def metric(text: str, name: str) -> float:

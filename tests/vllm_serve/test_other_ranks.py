@@ -45,9 +45,7 @@ def pipeline(model: pathlib.Path, cache_server: RunningServer, connector: dict[s
 
 
 @pytest.fixture
-def latent(
-    tmp_path: pathlib.Path, cache_server: RunningServer, connector: dict[str, Any]
-) -> Iterator[EngineProcess]:
+def latent(tmp_path: pathlib.Path, cache_server: RunningServer, connector: dict[str, Any]) -> Iterator[EngineProcess]:
     options = {"tensor_parallel_size": 2, "max_model_len": 2048, "num_gpu_blocks_override": MLA_BLOCKS}
     spec = EngineSpec(
         tmp_path / "model", dict(TINY_DEEPSEEK), connector, options=options, environment=TWO_RANKS, multiprocess=True

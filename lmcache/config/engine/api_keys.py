@@ -15,7 +15,9 @@ def _is_module_name(value: str) -> bool:
 
 
 class APIKeys:
-    internal_api_server_enabled: bool = setting(FLAG, False, "Whether scheduler and workers serve the internal HTTP API.")
+    internal_api_server_enabled: bool = setting(
+        FLAG, False, "Whether scheduler and workers serve the internal HTTP API."
+    )
     internal_api_server_host: str = setting(
         text("an address or a host name", bool), "127.0.0.1", "Where it listens.", mutable=False
     )
@@ -39,10 +41,15 @@ class APIKeys:
     internal_api_server_ssl_certfile: str | None = optional(
         text("a path", bool), "Certificate (PEM) to serve HTTPS with; it may hold the key too.", mutable=False
     )
-    internal_api_server_ssl_keyfile: str | None = optional(text("a path", bool), "Its key, not encrypted.", mutable=False)
+    internal_api_server_ssl_keyfile: str | None = optional(
+        text("a path", bool), "Its key, not encrypted.", mutable=False
+    )
     internal_api_server_script_timeout_seconds: float = setting(
-        number(0, TIMEOUT_S_MAX, is_low_open=True), TIMEOUT_S, "Seconds after which a script of `/run_script` is given up."
+        number(0, TIMEOUT_S_MAX, is_low_open=True),
+        TIMEOUT_S,
+        "Seconds after which a script of `/run_script` is given up.",
     )
     script_allowed_imports: tuple[str, ...] | None = optional(
-        texts("a list of dotted names of modules", _is_module_name), "Modules that a script of `/run_script` may import."
+        texts("a list of dotted names of modules", _is_module_name),
+        "Modules that a script of `/run_script` may import.",
     )

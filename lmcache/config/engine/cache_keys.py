@@ -32,7 +32,9 @@ class CacheKeys:
         number(0, _SIZE_GB_MAX), 0.0, "Memory in GiB that the pool leaves free; it is made smaller for it.",
         mutable=False,
     )  # fmt: skip
-    cache_policy: str = setting(choice("LRU", "LFU", "FIFO", "MRU"), "LRU", "Which chunk of L1 and disk is evicted next.")
+    cache_policy: str = setting(
+        choice("LRU", "LFU", "FIFO", "MRU"), "LRU", "Which chunk of L1 and disk is evicted next."
+    )
     save_decode_cache: bool = setting(FLAG, False, "Also store what was generated.")
     save_unfull_chunk: bool = setting(FLAG, False, "Also store the last chunk of a prompt when it is not whole.")
     min_retrieve_tokens: int = setting(whole(), 0, "A hit of fewer tokens is not loaded.")
@@ -40,7 +42,9 @@ class CacheKeys:
         whole(-(1 << 31), 1 << 31), "Requests with a higher priority number than this are not stored."
     )
     use_layerwise: bool = setting(FLAG, False, "Load and save layer by layer.")
-    blocking_timeout_secs: int = setting(whole(1, 86400), 10, "Seconds that a load may take; past it the chunk is a miss.")
+    blocking_timeout_secs: int = setting(
+        whole(1, 86400), 10, "Seconds that a load may take; past it the chunk is a miss."
+    )
     pin_timeout_sec: int = setting(whole(1), 300, "Seconds after which a pinned chunk is let go.")
     pin_check_interval_sec: int = setting(whole(1, 86400), 30, "Seconds between two looks for such pins.")
     enable_kv_events: bool = setting(FLAG, False, "Tell vLLM's subscribers of KV events what is stored and removed.")

@@ -67,8 +67,8 @@ class Definition:
         return self.refusal if self.asks(value) else ""
 
     def asks(self, value: object) -> bool:
-        """Whether the value wants something done: neither nothing, nor off, nor what holds anyway."""
-        return bool(value) and value != self.default
+        """Whether the value wants something done: neither nothing, nor what holds anyway."""
+        return value not in (None, "", ()) and value != self.default
 
     def _complaint(self, name: str, value: object) -> str:
         null = ", or null" if self.is_nullable else ""

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lmcache.config.engine.definition import (
-    Definition, FrozenValues, OutOfRangeError, UnparsableError, collect, optional, setting,
-)  # fmt: skip
+    Definition,
+    FrozenValues,
+    OutOfRangeError,
+    UnparsableError,
+    collect,
+    optional,
+    setting,
+)
 from lmcache.config.engine.kinds import FLAG, OBJECT, Kind, choice, number, text, whole
 
-HISTOGRAM_PREFIX = "histogram_bucket_"
 _NO_AUDIT = "calls of tiers are not written to an audit log"
 
 
@@ -22,7 +27,7 @@ class ExtraKeys:
         whole(1, 10_000_000), 100_000, "Lookups that wait to be counted, at most."
     )
     chunk_statistics_async_preprocess_chunks: bool = setting(
-        FLAG, False, "Chunks are hashed by the counting thread's caller instead of the thread."
+        FLAG, False, "Chunks are hashed when a lookup is recorded, not by the thread that counts."
     )
     chunk_statistics_mem_bf_expected_chunks: int = setting(
         whole(1, 10_000_000_000), 20_000_000, "Unique chunks that the Bloom filter is made for."
@@ -33,7 +38,9 @@ class ExtraKeys:
     chunk_statistics_file_rotation_size: int = setting(
         whole(1), 100 << 20, "Bytes of a file of hashes after which the next begins."
     )
-    chunk_statistics_file_max_count: int = setting(whole(1, 1_000_000), 100, "Files that are kept; the oldest goes first.")
+    chunk_statistics_file_max_count: int = setting(
+        whole(1, 1_000_000), 100, "Files that are kept; the oldest goes first."
+    )
     chunk_statistics_file_output_dir: str = setting(text("a folder", bool), "./chunk_hashes", "Where they are written.")
     save_only_first_rank: bool | None = optional(
         FLAG, "Only rank 0 stores, since all ranks hold the same; null: with MLA models."
@@ -53,7 +60,9 @@ class ExtraKeys:
     )
     ping_interval: float = setting(number(0, is_low_open=True), 30.0, "Seconds between two checks of a remote tier.")
     ping_timeout: float = setting(number(0, is_low_open=True), 5.0, "Seconds that such a check may take.")
-    get_blocking_failed_threshold: int = setting(whole(1), 10, "Failed loads in a row after which a tier is left alone.")
+    get_blocking_failed_threshold: int = setting(
+        whole(1), 10, "Failed loads in a row after which a tier is left alone."
+    )
     waiting_time_for_recovery: float = setting(number(), 300.0, "Seconds for which it is.")
     save_chunk_meta: bool = setting(
         FLAG, True, "A header in every file.", no_effect="every file has a header, which is checked at every load"

@@ -36,13 +36,13 @@ class ForeignKeys:
     blend_special_str: str = setting(text(), " # ", "Blending.", no_effect=_BLENDING)
     enable_pd: bool = setting(
         FLAG, False, "Transfer from prefill to decode engines.",
-        refusal=_missing("transfer from prefill to decode engines (a tier that both share does as well)"),
+        refusal=_missing("a transfer from prefill to decode engines") + "; a tier that both share does as well",
     )  # fmt: skip
     enable_p2p: bool = setting(
         FLAG, False, "Transfer between engines.",
-        refusal=_missing("transfer between engines (a tier that all share does as well)"),
+        refusal=_missing("transfers between engines") + "; a tier that all share does as well",
     )  # fmt: skip
-    enable_controller: bool = setting(FLAG, False, "Tie to a controller.", refusal=_missing("the tie to a controller"))
+    enable_controller: bool = setting(FLAG, False, "Tie to a controller.", refusal=_missing("a tie to a controller"))
     controller_pull_url: str | None = optional(text(), "Tie to a controller.", no_effect=_CONTROLLER)
     controller_reply_url: str | None = optional(text(), "Tie to a controller.", no_effect=_CONTROLLER)
     lmcache_worker_ports: tuple[int, ...] | None = optional(
@@ -50,7 +50,7 @@ class ForeignKeys:
     )
     storage_plugins: tuple[str, ...] | None = optional(
         texts(), "Storage classes of others.",
-        refusal=_missing("storage classes of others (remote_storage_plugins names the tiers there are)"),
+        refusal=_missing("storage classes of others") + "; remote_storage_plugins names the tiers there are",
     )  # fmt: skip
     runtime_plugin_locations: tuple[str, ...] | None = optional(
         texts(), "Scripts started beside the engine.", refusal=_missing("runtime plugins")

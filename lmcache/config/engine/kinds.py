@@ -19,6 +19,7 @@ _TRUE_WORDS = frozenset({"true", "1"})
 _FALSE_WORDS = frozenset({"false", "0", "no", "off"})
 _NULL_WORDS = frozenset({"", "null", "none"})
 _INTEGER_DIGITS_MAX = 30
+_DEPTH_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ def _any(value: object) -> bool:
 
 def unquoted(text: str) -> str:
     """The text without one pair of quotes around it, which shells and env files may leave."""
-    text = text.strip()
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
+    stripped = text.strip()
+    if len(stripped) >= 2 and stripped[0] == stripped[-1] and stripped[0] in "'\"":
+        return stripped[1:-1]
     return text
 
 
@@ -120,8 +121,18 @@ def _parse_object(value: object) -> Mapping[str, object]:
         raise ValueError from error
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise ValueError
-    # A copy: what the caller still holds must not change what everybody reads.
-    return MappingProxyType(dict(found))
+    return MappingProxyType({name: _copied(item, _DEPTH_MAX) for name, item in found.items()})
+
+
+def _copied(value: object, depth: int) -> object:
+    """A copy, since what the caller still holds must not change what everybody reads; not too deep to be shown."""
+    if not depth:
+        raise ValueError
+    if isinstance(value, Mapping):
+        return {name: _copied(item, depth - 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item, depth - 1) for item in value]
+    return value
 
 
 FLAG: Kind[bool] = Kind("bool", "true or false", _parse_flag, _any)
@@ -135,13 +146,20 @@ def whole(low: int = 0, high: int = 1 << 53) -> Kind[int]:
 
 def number(low: float = 0.0, high: float = math.inf, is_low_open: bool = False) -> Kind[float]:
     """`is_low_open`: `low` itself is not allowed."""
-    above = f"above {low:g}" if is_low_open else f"of at least {low:g}"
-    bounds = above if high == math.inf else f"{above}, at most {high:g}"
 
     def is_allowed(value: float) -> bool:
         return (low < value if is_low_open else low <= value) and value <= high
 
-    return Kind("float", "a number" if low == -math.inf else f"a number {bounds}", _parse_number, is_allowed)
+    return Kind("float", f"a number{_bounds(low, high, is_low_open)}", _parse_number, is_allowed)
+
+
+def _bounds(low: float, high: float, is_low_open: bool) -> str:
+    lower, upper = f"{low:.12g}", f"{high:.12g}"
+    if low == -math.inf:
+        return "" if high == math.inf else f" of at most {upper}"
+    if is_low_open:
+        return f" above {lower}" + ("" if high == math.inf else f" and at most {upper}")
+    return f" of at least {lower}" if high == math.inf else f" from {lower} to {upper}"
 
 
 def text(allowed: str = "a text", is_allowed: Callable[[str], bool] = _any) -> Kind[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from lmcache.config.engine.definition import optional, setting
+from lmcache.config.engine.definition import OutOfRangeError, optional, setting
 from lmcache.config.engine.extra import EXTRA_CONFIG
-from lmcache.config.engine.kinds import choice, number, text, texts
-from lmcache.config.engine.remote_urls import PLUGIN_TYPES, SCHEMES, scheme_of
+from lmcache.config.engine.kinds import Kind, choice, number, text, texts
+from lmcache.config.engine.remote_urls import PLUGIN_TYPES, SCHEMES, adapter_of_url
+from lmcache.errors import ConfigError
 
 _SIZE_GB_MAX = 8e9
 _LOCATION = re.compile(rf"LocalCPUBackend|LocalDiskBackend|RemoteBackend(-({'|'.join(PLUGIN_TYPES)}))?")
@@ -22,6 +23,15 @@ def _is_location(value: str) -> bool:
     return _LOCATION.fullmatch(value) is not None
 
 
+def _parse_url(value: object) -> str:
+    url = text().parse(value)
+    try:
+        adapter_of_url(url)
+    except ConfigError as error:
+        raise OutOfRangeError(str(error)) from error
+    return url
+
+
 class TierKeys:
     local_disk: str | None = optional(
         text("a folder, or several between commas"),
@@ -30,7 +40,7 @@ class TierKeys:
     local_disk_path_sharding: str = setting(choice("by_gpu"), "by_gpu", "How devices share several folders.")
     max_local_disk_size: float = setting(number(0, _SIZE_GB_MAX), 0.0, "Size of the disk tier in GiB; 0: none.")
     remote_url: str | None = optional(
-        text(f"a URL of one of the schemes {', '.join(SCHEMES)}", lambda url: scheme_of(url) in SCHEMES),
+        Kind("str", f"a URL of one of the schemes {', '.join(SCHEMES)}", _parse_url, bool),
         "The remote tier `RemoteBackend`, named by a URL.",
     )
     remote_serde: str = setting(
@@ -39,7 +49,7 @@ class TierKeys:
     )  # fmt: skip
     remote_storage_plugins: tuple[str, ...] | None = optional(
         texts(f"a list of {', '.join(PLUGIN_TYPES)}", lambda name: name in PLUGIN_TYPES),
-        "Remote tiers `RemoteBackend-<name>`; their settings are `remote_storage_plugin.<name>.<field>` of extra_config.",
+        "Remote tiers `RemoteBackend-<name>`; settings: `remote_storage_plugin.<name>.<field>` in extra_config.",
     )
     retrieve_locations: tuple[str, ...] | None = optional(
         texts(f"a list of {_LOCATIONS}", _is_location), "Only these tiers are looked up and loaded from; null: all."

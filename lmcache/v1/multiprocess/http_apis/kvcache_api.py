@@ -9,7 +9,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, FailFast, Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from lmcache.core.block_ranges import parse_block_ids
 from lmcache.engine.checksums import BlockChecksums, ChecksumRequest
@@ -40,7 +40,7 @@ ReadBlockIds = Callable[[], Sequence[range]]
 class ChecksumBody(BaseModel):
     """`block_ids` in the order they are hashed in, duplicates kept; `chunk_size` in blocks."""
 
-    block_ids: Annotated[list[StrictInt], FailFast()] | None = None
+    block_ids: list[StrictInt] | None = Field(None, fail_fast=True)
     chunk_size: StrictInt | None = None
     instance_id: StrictInt = 0
     layerwise: StrictBool = Field(False, description="One list of MD5s for each layer")

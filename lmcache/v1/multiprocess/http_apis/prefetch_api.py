@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from pydantic import BaseModel, FailFast, Field
+from pydantic import BaseModel, Field
 
 from lmcache.errors import KeyFormatError
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
@@ -34,7 +34,7 @@ class PrefetchBody(BaseModel):
 
     model_name: str
     world_size: int = Field(strict=True, ge=1, le=255, description="Ranks of the engines that are to use it")
-    token_ids: Annotated[list[TokenId], FailFast()] = Field(max_length=_TOKENS_MAX)
+    token_ids: list[TokenId] = Field(max_length=_TOKENS_MAX, fail_fast=True)
     cache_salt: str = ""
     source_tier: str = _SOURCE
     target_tier: str = _TARGET

@@ -1,0 +1,1 @@
+"""How a scheduler asks the engines of its ranks what they hold."""

@@ -1,0 +1,88 @@
+"""The synchronous lookup server of a rank: one thread, one question after the other."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+
+import msgspec
+import zmq
+
+from lmcache.embedded.jobs import Prompt
+from lmcache.embedded.lookup import messages as m
+from lmcache.embedded.lookup.base import LookupTarget
+from lmcache.errors import ConfigError, DeclinedError, LMCacheError
+from lmcache.protocol.blobs import split_digests
+
+logger = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(m.Question).decode
+_THREAD_NAME = "lmcache-lookup-server"
+
+
+class LMCacheLookupServer:
+    """A `LookupServer` that listens at a socket file. `start` once, then `close`."""
+
+    def __init__(self, path: pathlib.Path, target: LookupTarget) -> None:
+        self.path = path
+        self._target = target
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._stop_url = f"inproc://stop-{id(self)}"
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        socket, stopping = self._context.socket(zmq.REP), self._context.socket(zmq.PAIR)
+        for each in (socket, stopping):
+            each.setsockopt(zmq.LINGER, 0)
+        try:
+            socket.bind(f"ipc://{self.path}")
+            stopping.bind(self._stop_url)
+        except zmq.ZMQError as error:
+            socket.close()
+            stopping.close()
+            raise ConfigError(f"cannot listen for lookups at {self.path}: {error}") from error
+        self._thread = threading.Thread(target=self._run, args=(socket, stopping), name=_THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answers what it is at, then ends; the socket file goes. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            stop = self._context.socket(zmq.PAIR)
+            stop.setsockopt(zmq.LINGER, 0)
+            stop.connect(self._stop_url)
+            stop.send(b"")
+            thread.join()
+            stop.close()
+        self._context.term()
+        self.path.unlink(missing_ok=True)
+
+    def _run(self, socket: zmq.Socket[bytes], stopping: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(stopping, zmq.POLLIN)
+        with socket, stopping:
+            while True:
+                ready = dict(poller.poll())
+                if stopping in ready:
+                    return
+                socket.send(_encode(self._answer(socket.recv())))
+
+    def _answer(self, frame: bytes) -> m.Answer:
+        try:
+            return self._answer_question(_decode(frame))
+        except DeclinedError as error:
+            return m.Declined(str(error))
+        except (msgspec.MsgspecError, LMCacheError) as error:
+            return m.Failed(str(error))
+        except Exception as error:  # the root of a thread: log, answer, go on
+            logger.exception("a lookup failed")
+            return m.Failed(f"{type(error).__name__}: {error}")
+
+    def _answer_question(self, question: m.Question) -> m.Answer:
+        if isinstance(question, m.Hello):
+            return m.Introduction(msgspec.json.encode(self._target.introduce()))
+        prompt = Prompt(question.root, question.cache_salt, tuple(split_digests(question.digests)))
+        return m.Found(self._target.lookup(question.lookup_id, prompt, question.wait_s))

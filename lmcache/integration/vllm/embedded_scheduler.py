@@ -1,0 +1,276 @@
+"""The scheduler half of the in-process mode: what the ranks hold, what to load, what to save.
+
+Loads are synchronous: they end before the forward pass of their step. Of a step that loads, several ranks
+save nothing, since none knows how the others' loads went; a single rank saves unless its own failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmcache.config.engine import LMCacheEngineConfig
+from lmcache.core.hashing import ChunkHashAlgorithm, PrefixChain
+from lmcache.core.identity import make_root
+from lmcache.core.keys import check_cache_salt
+from lmcache.embedded.jobs import LoadJob, LoadPart, Prompt
+from lmcache.embedded.lookup.base import LookupClient
+from lmcache.errors import DeclinedError, KeyFormatError, LMCacheError
+from lmcache.integration.vllm.chunk_extras import ChunkExtras
+from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
+from lmcache.integration.vllm.embedded_saves import EmbeddedSaves
+from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+# What a lookup found is held by the ranks for much longer than this.
+_ANSWER_REUSE_S = 1.0
+_SAID_MAX = 1000
+
+# Takes blocks out of vLLM's prefix cache; False: it cannot.
+ForgetCached = Callable[[set[int]], bool]
+
+
+class EmbeddedScheduler:
+    """Belongs to the scheduler's thread. `config` is read anew wherever a setting may change.
+
+    `num_unsure_steps`: after so many steps vLLM has taken the outcome of a load into account.
+    """
+
+    def __init__(
+        self,
+        config: LMCacheEngineConfig,
+        client: LookupClient,
+        algorithm: ChunkHashAlgorithm,
+        facts: dict[str, object],
+        world_size: int,
+        block_size: int,
+        can_load: bool,
+        can_save: bool,
+        num_unsure_steps: int,
+        forget_cached: ForgetCached,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self.client = client
+        self._algorithm = algorithm
+        # Taken once, now, and in the form that every other way to make a root sees.
+        self._facts: dict[str, object] = json.loads(json.dumps(facts, sort_keys=True))
+        self._world_size = world_size
+        self._block_size = block_size
+        self._can_load = can_load
+        self._can_save = can_save
+        self._forget_cached = forget_cached
+        self._clock = clock
+        self._root = b""
+        self._declined = ""
+        self._is_doubtful = False
+        self._step = 0
+        self._trackers: dict[str, EmbeddedTracker] = {}
+        self._new_loads: list[EmbeddedTracker] = []
+        self._unconfirmed = UnconfirmedLoads(num_unsure_steps)
+        self._released: list[str] = []
+        self._said: set[str] = set()
+        self.saves = EmbeddedSaves(
+            config.chunk_size, block_size, lambda: config.save_decode_cache, lambda: config.enable_kv_events,
+            self._rehash,
+        )  # fmt: skip
+
+    # Identity
+
+    def find_root(self) -> bytes:
+        """The root of this engine's keys, empty while some rank has not told its layout."""
+        if self._root or self._declined:
+            return self._root
+        try:
+            layouts = self.client.layouts()
+        except DeclinedError as error:
+            self._declined = str(error)
+            logger.warning("lmcache declines to cache for this engine: %s", error)
+            return b""
+        if layouts is not None:
+            self._root = make_root(self._algorithm, self._facts, layouts, self._config.chunk_size)
+        return self._root
+
+    # Lookup
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> int | None:
+        """Tokens that can be loaded beyond those vLLM has; None: ask again in the next step."""
+        if self._look_for_failures():
+            return None  # its blocks may be those that vLLM has just been told to forget
+        tracker = self._tracker(request)
+        if tracker is None:
+            return 0
+        tracker.local_tokens = num_computed_tokens
+        if tracker.has_failed or not self._can_load or not self._rehash(tracker):
+            return 0
+        self._look_up(tracker, num_computed_tokens)
+        found = tracker.num_found_chunks * self._config.chunk_size
+        # A token must be left to compute.
+        num_tokens = min(found, request.num_tokens - 1) - num_computed_tokens
+        if num_tokens <= 0 or found < self._config.min_retrieve_tokens:
+            self._release(tracker)
+            return 0
+        return int(num_tokens)
+
+    def _look_up(self, tracker: EmbeddedTracker, num_local_tokens: int) -> None:
+        """Ask the ranks, unless they were asked the same a moment ago and hold what they found."""
+        digests = tracker.chain.digests
+        is_fresh = tracker.is_holding and self._clock() - tracker.asked_at_s < _ANSWER_REUSE_S
+        if is_fresh and tracker.num_asked_chunks == len(digests):
+            return
+        prompt = Prompt(self._root, tracker.cache_salt, tuple(digests))
+        may_wait = len(digests) * self._config.chunk_size > num_local_tokens
+        tracker.num_found_chunks = self.client.lookup(tracker.request_id, prompt, may_wait)
+        tracker.num_asked_chunks, tracker.asked_at_s, tracker.is_holding = len(digests), self._clock(), True
+        tracker.num_known_chunks = max(tracker.num_known_chunks, tracker.num_found_chunks)
+
+    def _release(self, tracker: EmbeddedTracker) -> None:
+        """The ranks hold nothing for this request any more, from the next step on."""
+        if tracker.is_holding:
+            tracker.is_holding = False
+            self._released.append(tracker.request_id)
+
+    def _tracker(self, request: Request) -> EmbeddedTracker | None:
+        """The request's tracker, or None if its keys cannot be made."""
+        tracker = self._trackers.get(request.request_id)
+        if tracker is not None or not self.find_root():
+            return tracker
+        salt = request.cache_salt or ""
+        try:
+            check_cache_salt(salt)
+            if request.resumable:
+                raise DeclinedError("its input streams in, so tokens that were hashed may still change")
+        except (KeyFormatError, DeclinedError) as error:
+            self._say_once(f"a request is served without cache: {error}")
+            return None
+        chain = PrefixChain(self._algorithm, self._root, self._config.chunk_size)
+        tracker = EmbeddedTracker(request, salt, ChunkExtras(request), chain)
+        self._trackers[request.request_id] = tracker
+        if self._may_save(request):
+            self.saves.follow(tracker)
+        return tracker
+
+    def _may_save(self, request: Request) -> bool:
+        limit = self._config.priority_limit
+        return self._can_save and not self._is_doubtful and (limit is None or request.priority <= limit)
+
+    def _rehash(self, tracker: EmbeddedTracker) -> bool:
+        """Bring the chain up to the request's tokens. False: there is no whole chunk, or no key."""
+        chunk_size, request = self._config.chunk_size, tracker.request
+        num_tokens = self.saves.final_tokens(request)
+        if num_tokens // chunk_size > len(tracker.chain.digests):
+            try:
+                tracker.extras.extend(num_tokens, chunk_size)
+                tracker.chain.extend(request.all_token_ids, tracker.extras.by_chunk, num_tokens)
+            except LMCacheError as error:
+                self._say_once(f"a request is served without cache: {error}")
+                self.saves.unfollow(tracker.request_id)
+                return False
+        return bool(tracker.chain.digests)
+
+    # Loads
+
+    def update_state_after_alloc(self, request: Request, num_external_tokens: int) -> None:
+        """vLLM took `num_external_tokens` of the offer: none, all, or less."""
+        tracker = self._trackers.get(request.request_id)
+        if tracker is None:
+            return
+        if num_external_tokens <= 0:
+            self._release(tracker)
+            return
+        tracker.loaded_until = tracker.local_tokens + num_external_tokens
+        self._new_loads.append(tracker)
+
+    def build_connector_meta(self, output: SchedulerOutput) -> EmbeddedMetadata:
+        self._step += 1
+        self._look_for_failures()
+        self._unconfirmed.confirm(self._step)
+        meta = EmbeddedMetadata(loads=[self._make_load(output, tracker) for tracker in self._new_loads])
+        for tracker in self._new_loads:
+            self._unconfirmed.add(tracker, self._step)
+        self._new_loads = []
+        if self._root and (self._world_size == 1 or not len(self._unconfirmed)):
+            meta.stores = self.saves.plan(output, self._root)
+        meta.released, self._released = self._released, []
+        return meta
+
+    def _make_load(self, output: SchedulerOutput, tracker: EmbeddedTracker) -> LoadJob:
+        """The ranks let go of what they hold for it when they have loaded it."""
+        state = output.kv_connector_block_state
+        by_group = state.get_block_ids(tracker.request_id) if state is not None else None
+        block_ids: Sequence[int] = by_group[0] if by_group else ()
+        first, last = tracker.local_tokens // self._block_size, -(-tracker.loaded_until // self._block_size)
+        if len(block_ids) < last:
+            raise LMCacheError(f"vLLM counts on {tracker.loaded_until} tokens and has {len(block_ids)} blocks")
+        tracker.loading_blocks = tuple(block_ids[first:])
+        tracker.is_holding = False
+        per_chunk = self._config.chunk_size // self._block_size
+        parts = plan_parts(tracker.chain.digests, per_chunk, first, block_ids[:last])
+        return LoadJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts))
+
+    # What went wrong
+
+    def _look_for_failures(self) -> bool:
+        """Whether loads failed of which we did not know. vLLM has their blocks in its prefix cache still.
+
+        They leave it, and no running request that may share them is saved any more. One request
+        that failed alone recomputes its own blocks, so its saves are right again.
+        """
+        failed = self._unconfirmed.take_set_back()
+        if not failed:
+            return False
+        is_recomputed = len(failed) == 1 and not failed[0].was_preempted
+        self.saves.unfollow_all(but=failed[0].request_id if is_recomputed else None)
+        for tracker in failed:
+            self._forget_blocks(tracker.loading_blocks)
+            # A request that was preempted may have loaded well: it is offered what is held again.
+            tracker.has_failed = tracker.has_failed or not tracker.was_preempted
+            tracker.num_known_chunks = 0
+            tracker.end_load()
+        return True
+
+    def _forget_blocks(self, block_ids: Iterable[int]) -> None:
+        if not self._forget_cached(set(block_ids)) and not self._is_doubtful:
+            self._is_doubtful = True
+            logger.warning("vLLM may keep KV of a load that failed: nothing is saved any more")
+            self.saves.unfollow_all()
+
+    # The end
+
+    def request_finished(self, request: Request) -> dict[str, Any] | None:
+        self._look_for_failures()
+        tracker = self._trackers.pop(request.request_id, None)
+        self.saves.unfollow(request.request_id)
+        if tracker is not None:
+            self._release(tracker)
+            self._unconfirmed.forget(tracker)
+        return None
+
+    @property
+    def num_trackers(self) -> int:
+        return len(self._trackers)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said and len(self._said) < _SAID_MAX:
+            self._said.add(text)
+            logger.warning("%s", text)
+
+
+def plan_parts(digests: Sequence[bytes], per_chunk: int, first_block: int, block_ids: Sequence[int]) -> list[LoadPart]:
+    """Loads into the blocks from number `first_block` on, whole chunks or parts of them.
+
+    `block_ids` are the request's blocks up to the last that is loaded, which is loaded whole.
+    """
+    parts = []
+    for index in range(first_block // per_chunk, -(-len(block_ids) // per_chunk)):
+        start, end = max(first_block, index * per_chunk), min(len(block_ids), (index + 1) * per_chunk)
+        parts.append(LoadPart(digests[index], start - index * per_chunk, tuple(block_ids[start:end])))
+    return parts

@@ -1,0 +1,98 @@
+"""What the scheduler half of the in-process mode knows of one request, and which loads are not confirmed.
+
+vLLM does not tell this connector how a load went. It shows: a request whose load failed is set back to
+the first token that is missing, which is then less than what was to be loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmcache.core.hashing import PrefixChain
+from lmcache.integration.vllm.chunk_extras import ChunkExtras
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+@dataclass(slots=True)
+class EmbeddedTracker:
+    """Attributes:
+    local_tokens: tokens vLLM had by itself when it last asked.
+    num_asked_chunks, num_found_chunks, asked_at_s: of the last lookup.
+    is_holding: the ranks may hold what that lookup found.
+    num_known_chunks: leading chunks that need no store: found, or handed to a store.
+    loaded_until: tokens that are there once the load under way has ended; 0: there is none.
+    loading_blocks: vLLM's blocks from the first loaded one on.
+    load_step, num_preemptions: when that load was handed out, and how often the request was preempted before.
+    has_failed: a load failed once; nothing is offered to this request again.
+    """
+
+    request: Request
+    cache_salt: str
+    extras: ChunkExtras
+    chain: PrefixChain
+    local_tokens: int = 0
+    num_asked_chunks: int = 0
+    num_found_chunks: int = 0
+    asked_at_s: float = -math.inf
+    is_holding: bool = False
+    num_known_chunks: int = 0
+    loaded_until: int = 0
+    loading_blocks: tuple[int, ...] = ()
+    load_step: int = 0
+    num_preemptions: int = 0
+    has_failed: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return str(self.request.request_id)
+
+    @property
+    def was_set_back(self) -> bool:
+        """What was to be loaded is not there: the load failed, or the request was preempted before we looked."""
+        return bool(self.loaded_until > self.request.num_computed_tokens)
+
+    @property
+    def was_preempted(self) -> bool:
+        return bool(self.request.num_preemptions > self.num_preemptions)
+
+    def end_load(self) -> None:
+        self.loaded_until, self.loading_blocks = 0, ()
+
+
+class UnconfirmedLoads:
+    """Loads handed out, until vLLM must have taken the outcome of their step into account.
+
+    `num_steps`: how many steps vLLM may plan, that of the load included, before it has.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._trackers: dict[str, EmbeddedTracker] = {}
+
+    def add(self, tracker: EmbeddedTracker, step: int) -> None:
+        tracker.load_step = step
+        tracker.num_preemptions = tracker.request.num_preemptions
+        self._trackers[tracker.request_id] = tracker
+
+    def take_set_back(self) -> list[EmbeddedTracker]:
+        """Those whose load did not come to anything, as far as vLLM knows by now."""
+        found = [tracker for tracker in self._trackers.values() if tracker.was_set_back]
+        for tracker in found:
+            del self._trackers[tracker.request_id]
+        return found
+
+    def confirm(self, step: int) -> None:
+        """Loads of so many steps before `step` have ended well, unless they were taken out."""
+        for tracker in [each for each in self._trackers.values() if step - each.load_step >= self._num_steps]:
+            self.forget(tracker)
+
+    def forget(self, tracker: EmbeddedTracker) -> None:
+        self._trackers.pop(tracker.request_id, None)
+        tracker.end_load()
+
+    def __len__(self) -> int:
+        return len(self._trackers)

@@ -1,0 +1,207 @@
+"""What vLLM's built-in `LMCacheConnectorV1` hands its hooks to: the in-process mode.
+
+Thin: each hook goes to the scheduler half or the worker half. What cannot be served is declined with one
+line, and vLLM runs on without cache. vLLM hands on no end: both halves close with their process.
+"""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
+
+from lmcache.config.engine.loading import load_engine_config
+from lmcache.config.engine.views import hash_algorithm
+from lmcache.core.hashing import make_algorithm
+from lmcache.core.keys import check_model_name
+from lmcache.embedded.lookup.factory import LookupClientFactory
+from lmcache.errors import ConfigError, DeclinedError, LMCacheError
+from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
+from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler
+from lmcache.integration.vllm.embedded_settings import check_chunk_size, embedded_config, lookup_address, not_honoured
+from lmcache.integration.vllm.embedded_worker import EmbeddedWorker, StoredEvent
+from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
+from lmcache.integration.vllm.model_facts import model_facts
+from lmcache.integration.vllm.parallel import ParallelStrategy
+from lmcache.integration.vllm.utils import mla_enabled
+from lmcache.utils import init_logger
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+logger = init_logger(__name__)
+
+# Before the process joins its children, which is at 0.
+_EXIT_PRIORITY = 10
+
+
+class LMCacheConnectorV1Impl:
+    """One half, by `role`. `parent_connector` is vLLM's connector, which knows the KV cache."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, parent_connector: KVConnectorBase_V1) -> None:
+        self._vllm_config = vllm_config
+        self._parent = parent_connector
+        self._scheduler: EmbeddedScheduler | None = None
+        self._worker: EmbeddedWorker | None = None
+        self._meta: EmbeddedMetadata | None = None
+        try:
+            self._read_config(role)
+            self._open(role)
+        except ConfigError as error:
+            raise ValueError(f"lmcache: {error}") from error
+
+    def _read_config(self, role: KVConnectorRole) -> None:
+        """Warnings are told once, by the scheduler's half."""
+        transfer = self._vllm_config.kv_transfer_config
+        extra = transfer.kv_connector_extra_config or {}
+        config, warnings = load_engine_config(os.environ, extra)
+        self.config = config
+        if role == KVConnectorRole.SCHEDULER:
+            for warning in (*warnings, *not_honoured(self.config)):
+                logger.warning("%s", warning)
+        check_chunk_size(self.config, self._vllm_config.cache_config.block_size)
+        is_mla = mla_enabled(self._vllm_config.model_config)
+        self._parallel = ParallelStrategy.of(self._vllm_config, is_mla, 0)
+        self._lookups = LookupClientFactory(
+            lookup_address(transfer.engine_id, extra, os.environ),
+            self._parallel.world_size,
+            lambda: config.lookup_timeout_ms,
+        )
+
+    def _open(self, role: KVConnectorRole) -> None:
+        reason = unsupported_reason(self._vllm_config, self._parent._kv_cache_config)
+        if reason is not None:
+            logger.warning("lmcache declines to cache for this engine: %s", reason)
+        elif role == KVConnectorRole.SCHEDULER:
+            self._scheduler = self._make_scheduler()
+        else:
+            self._worker = self._make_worker()
+
+    def _make_scheduler(self) -> EmbeddedScheduler | None:
+        try:
+            facts = model_facts(self._vllm_config, None)
+            check_model_name(self._vllm_config.model_config.model)
+        except LMCacheError as error:
+            logger.warning("lmcache declines to cache for this engine: %s", error)
+            return None
+        self._choose_recompute()
+        parallel, transfer = self._vllm_config.parallel_config, self._vllm_config.kv_transfer_config
+        num_in_flight = parallel.pipeline_parallel_size + bool(self._vllm_config.scheduler_config.async_scheduling)
+        client = self._lookups.create_lookup_client()
+        Finalize(self, client.close, exitpriority=_EXIT_PRIORITY)
+        scheduler = EmbeddedScheduler(
+            self.config, client, make_algorithm(hash_algorithm(self.config)), facts, self._parallel.world_size,
+            self._vllm_config.cache_config.block_size, transfer.is_kv_consumer, transfer.is_kv_producer,
+            num_in_flight, self._forget_cached,
+        )  # fmt: skip
+        scheduler.find_root()
+        return scheduler
+
+    def _choose_recompute(self) -> None:
+        """A promised load that fails must be recomputed, not end the user's request.
+
+        `fail` is vLLM's default, and a user who wrote it there cannot be told from one who wrote
+        nothing: whoever means it says so with a key of ours too.
+        """
+        transfer = self._vllm_config.kv_transfer_config
+        extra = transfer.kv_connector_extra_config or {}
+        if transfer.kv_load_failure_policy != "fail" or extra.get("load_failure_policy") == "fail":
+            return
+        transfer.kv_load_failure_policy = "recompute"
+        logger.info(
+            "kv_load_failure_policy is set to recompute: a load that fails costs time, not the request "
+            "(load_failure_policy=fail in kv_connector_extra_config leaves it as it was)"
+        )
+
+    def _forget_cached(self, block_ids: set[int]) -> bool:
+        manager = getattr(self._parent, "_kv_cache_manager", None)
+        if manager is None:
+            return False
+        manager.evict_blocks(block_ids)
+        return True
+
+    def _make_worker(self) -> EmbeddedWorker:
+        from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+
+        rank = get_pp_group().rank_in_group * self._parallel.tensor_size + get_tensor_model_parallel_rank()
+        parallel = ParallelStrategy.of(self._vllm_config, self._parallel.is_mla, rank)
+        config, stores_for_others = self.config, parallel.is_mla and parallel.stores and parallel.tensor_size > 1
+        worker = EmbeddedWorker(
+            lambda: embedded_config(config, rank, stores_for_others),
+            self._vllm_config.model_config.model, parallel, self._lookups,
+        )  # fmt: skip
+        Finalize(self, worker.close, exitpriority=_EXIT_PRIORITY)
+        return worker
+
+    # Worker side
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self._worker is None:
+            return
+        try:
+            layout, regions = describe_layout(kv_caches, self._vllm_config, self._parent._kv_cache_config)
+        except DeclinedError as error:
+            self._worker.decline(str(error))
+            return
+        try:
+            self._worker.register(layout, regions)
+        except ConfigError as error:
+            raise ValueError(f"lmcache: {error}") from error
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        if not isinstance(connector_metadata, EmbeddedMetadata):
+            raise TypeError(f"unexpected connector metadata {type(connector_metadata).__name__}")
+        self._meta = connector_metadata
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        if self._worker is not None and self._meta is not None:
+            self._worker.load(self._meta)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are whole before the forward pass."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Pages are saved whole, after the forward pass."""
+
+    def wait_for_save(self) -> None:
+        meta, self._meta = self._meta, None
+        if self._worker is not None and meta is not None:
+            self._worker.save(meta)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Nothing goes on behind a step's back."""
+        return None, None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker.take_bad_block_ids() if self._worker is not None else set()
+
+    def get_kv_events(self) -> list[StoredEvent]:
+        return self._worker.take_events() if self._worker is not None else []
+
+    # Scheduler side
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> int | None:
+        if self._scheduler is None:
+            return 0
+        return self._scheduler.get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Request, num_external_tokens: int) -> None:
+        if self._scheduler is not None:
+            self._scheduler.update_state_after_alloc(request, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        if self._scheduler is None:
+            return EmbeddedMetadata()
+        return self._scheduler.build_connector_meta(scheduler_output)
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Never delays a free: a save is over when its step is."""
+        if self._scheduler is None:
+            return False, None
+        return False, self._scheduler.request_finished(request)

@@ -1,0 +1,70 @@
+"""Real vLLM engines under the stock name `LMCacheConnectorV1`, each with an engine of ours inside."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from lmcache.testing.vllm_engine import EngineProcess
+from lmcache.testing.vllm_spec import EngineSpec
+from tests.vllm_v1.driver import EmbeddedDriver
+
+# Small pools: several engines live at the same time.
+POOL_GB = 0.125
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Engines that share KV must load one model from one place."""
+    return tmp_path_factory.mktemp("model")
+
+
+def v1_connector(**settings: Any) -> dict[str, Any]:
+    """The kv-transfer-config a user would write, all settings in it."""
+    extra = {f"lmcache.{key}": value for key, value in {"max_local_cpu_size": POOL_GB, **settings}.items()}
+    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+
+
+def spec_of(folder: pathlib.Path, connector: dict[str, Any], **more: Any) -> EngineSpec:
+    """One thread is enough for a model of this size, and a crowded machine likes it better."""
+    options = {"max_model_len": 4096, **more.pop("options", {})}
+    environment = {"OMP_NUM_THREADS": "1", **more.pop("environment", {})}
+    return EngineSpec(folder, connector=connector, options=options, environment=environment, **more)
+
+
+def running(spec: EngineSpec) -> Iterator[EmbeddedDriver]:
+    process = EngineProcess(spec)
+    driver = EmbeddedDriver(process)
+    try:
+        yield driver
+        folder = driver.pool_folder()
+    finally:
+        process.close()
+    assert folder is None or not pathlib.Path(folder).exists()
+
+
+@pytest.fixture(scope="session")
+def main_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
+    """vLLM's prefix caching on, events on, one key nobody knows, one that is not honoured."""
+    events = {"enable_kv_cache_events": True, "publisher": "null"}
+    connector = v1_connector(enable_kv_events=True, chunk_sice=128, use_layerwise=True)
+    yield from running(spec_of(model_folder, connector, options={"kv_events_config": events}))
+
+
+@pytest.fixture
+def engine(main_engine: EmbeddedDriver) -> Iterator[EmbeddedDriver]:
+    """Afterwards nothing is held by anybody."""
+    yield main_engine
+    main_engine.check_nothing_held()
+
+
+@pytest.fixture(scope="module")
+def small_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
+    """Room for 24 blocks, and decode-phase saves."""
+    options = {"num_gpu_blocks_override": 25, "max_model_len": 2048}
+    yield from running(spec_of(model_folder, v1_connector(save_decode_cache=True), options=options))
