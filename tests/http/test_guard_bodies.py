@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +12,7 @@ from fastapi import Body, FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from starlette.types import Message
 
 from lmcache.server.http_errors import install_errors, sendable
 from lmcache.server.http_guard import GuardConfig, install_guard
@@ -143,3 +146,23 @@ _JSON = st.recursive(
 @given(_JSON)
 def test_whatever_is_sendable_is_json(value: object) -> None:
     json.dumps(sendable(value), allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "scheme": "http", "method": "POST", "path": "/length", "raw_path": b"/length",
+        "query_string": b"", "headers": [], "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8080),
+    }  # fmt: skip
+    with caplog.at_level(logging.INFO, "lmcache.audit"):
+        asyncio.run(ROOMY(scope, receive, send))
+    assert sent == []
+    assert ["POST /length -> 499" in line for line in caplog.messages] == [True]

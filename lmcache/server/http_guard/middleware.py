@@ -6,6 +6,7 @@ import contextlib
 import time
 
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,8 @@ from lmcache.server.http_guard.described import describe_guard
 from lmcache.server.http_guard.policy import Call, GuardConfig, Refusal, Verdict, judge
 
 _POLICY_VIOLATION = 1008
+# What proxies write into their logs for a client that left before it was answered.
+_CLIENT_GONE = 499
 
 
 def install_guard(app: FastAPI, config: GuardConfig) -> None:
@@ -47,6 +50,8 @@ class _Guard:
         seen = _StatusSeen(send)
         try:
             await self._pass_or_refuse(scope, receive, seen, headers, verdict)
+        except ClientDisconnect:  # in the middle of its body: nobody is there to be answered
+            seen.status = _CLIENT_GONE
         finally:
             if demand.is_change:
                 audit.record(scope, verdict.token, seen.status, time.perf_counter() - begun_s)
