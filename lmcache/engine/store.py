@@ -127,7 +127,7 @@ class StoreModule:
                 for place in accepted
                 if salts[place.slot] == salt
             ]
-            self._to_l2.submit(pool, places, client.layout_text, salt)
+            self._to_l2.submit(pool, places, client.layout_text, salt, client.model_name)
 
     def _salts_of(self, l1: L1Manager, client_uid: int, batch_id: int, written: list[Place]) -> dict[int, str]:
         """The tenant of each slot that may be accepted: that of its batch, or what its record says.

@@ -45,7 +45,7 @@ class L2EvictionController:
         for tier in tiers:
             if tier.state is TierState.ACTIVE:
                 tier.adapter.expire_leases()
-                tier.submit_chore(functools.partial(self._keep_house, tier))
+                tier.submit_chore("eviction", functools.partial(self._keep_house, tier))
         with self._mutex:
             num_evicted, self._num_evicted = self._num_evicted, 0
         return {"evicted": num_evicted}

@@ -15,11 +15,15 @@ class StorageMetrics:
         self.l1_allocation_failure = l1_allocation_failure
         self.registry = registry
         counter, histogram = registry.counter, registry.histogram
-        self.store_submitted = counter(_PREFIX + "l2_store_submitted_requests", "Batches of objects queued for L2")
+        self.store_submitted = counter(
+            _PREFIX + "l2_store_submitted_requests", "Stores handed to an adapter, one for each object"
+        )
         self.store_submitted_objects = counter(
             _PREFIX + "l2_store_submitted_objects_chunks", "Objects queued for L2", "cache_salt"
         )
-        self.store_completed = counter(_PREFIX + "l2_store_completed_requests", "Stores that ended", "l2_name")
+        self.store_completed = counter(
+            _PREFIX + "l2_store_completed_requests", "Of those, the ones that ended, well or not", "l2_name"
+        )
         self.store_completed_objects = counter(
             _PREFIX + "l2_store_completed_objects_chunks", "Objects stored in L2", "cache_salt"
         )
@@ -58,8 +62,7 @@ class StorageMetrics:
             _PREFIX + "l2_load_throughput_GB_per_second", "From being queued to loaded", "l2_name"
         )
 
-    def store_done(self, l2_name: str, num_bytes: int, duration_s: float) -> None:
-        self.store_completed.add(1, l2_name)
+    def stored(self, l2_name: str, num_bytes: int, duration_s: float) -> None:
         self.store_throughput.observe(num_bytes / 1e9 / max(duration_s, 1e-9), l2_name)
 
     def load_done(self, l2_name: str, num_bytes: int, duration_s: float) -> None:

@@ -102,6 +102,9 @@ class PrefetchJob:
             first, size = self.window[1], min(2 * (self.window[1] - self.window[0]), _WINDOW_CHUNKS_MAX)
         return first, min(first + size, len(self.request.digests))
 
+    def asked_keys(self) -> list[ObjectKey]:
+        return [self.request.key(chunk, rank) for chunk, rank in self.asked]
+
     @property
     def found_chunks(self) -> int:
         """Leading chunks of the prompt that are in L1 now, as far as this job knows."""
@@ -111,12 +114,22 @@ class PrefetchJob:
             chunk += 1
         return chunk
 
+    def lock_held(self, chunk: int, rank: int) -> bool:
+        """Lock an object for this job if L1 has it."""
+        request = self.request
+        held = request.pool.l1.lock_key(
+            request.namespace, request.rank_groups[rank], request.digests[chunk], request.retains
+        )
+        if held is not None:
+            self.locked[chunk, rank] = held
+        return held is not None
+
+    def stop_before(self, chunk: int) -> None:
+        """This chunk will not come, so what follows is of no use."""
+        self.stop_chunk = min(self.stop_chunk, chunk)
+
     def take_locked(self) -> list[Place]:
         """The places to unlock, in the order of a lookup."""
         places = [self.locked[position] for position in sorted(self.locked)]
         self.locked.clear()
         return places
-
-
-# A job, and the chunk and rank of an object that it waits for.
-Wanted = tuple[PrefetchJob, int, int]

@@ -37,6 +37,7 @@ class _Object:
     pool: OpenPool
     place: Place
     layout: str
+    model_name: str
     num_left: int
     is_everywhere: bool = True
 
@@ -87,7 +88,9 @@ class StoreController:
     def has_tiers(self) -> bool:
         return bool(self._queues)
 
-    def submit(self, pool: OpenPool, places: Sequence[Place], layout: str, cache_salt: str) -> None:
+    def submit(
+        self, pool: OpenPool, places: Sequence[Place], layout: str, cache_salt: str, model_name: str = ""
+    ) -> None:
         """Objects just committed by a worker, under their READY slot words. Quick."""
         dropped: list[tuple[_Entry, Tier]] = []
         with self._mutex:
@@ -95,7 +98,7 @@ class StoreController:
             if not chosen or not places:
                 return
             for place in places:
-                waiting = _Object(pool, place, layout, len(chosen))
+                waiting = _Object(pool, place, layout, model_name, len(chosen))
                 for index in chosen:
                     queue = self._queues[index]
                     queue.entries.append(_Entry(waiting))
@@ -103,7 +106,6 @@ class StoreController:
                         dropped.append((queue.entries.popleft(), queue.tier))
         for entry, tier in dropped:
             self._drop([entry], tier, "queue_full")
-        self._metrics.store_submitted.add(1)
         self._metrics.store_submitted_objects.add(len(places), cache_salt)
         self._wake()
 
@@ -148,7 +150,7 @@ class StoreController:
         waiting = entry.object
         held = waiting.pool.l1.describe(waiting.place) if not waiting.pool.is_closed else None
         if held is None:
-            self._metrics.l1_read_failure.add(1, "l2_store", "not_found", "")
+            self._metrics.l1_read_failure.add(1, "l2_store", "not_found", waiting.model_name)
             self._ended(waiting, is_there=False)
             return True
         source = Source(

@@ -159,8 +159,9 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure_of_ours(ca
         sent.append(message)
 
     scope = {
-        "type": "http", "http_version": "1.1", "scheme": "http", "method": "POST", "path": "/length", "raw_path": b"/length",
-        "query_string": b"", "headers": [], "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8080),
+        "type": "http", "http_version": "1.1", "scheme": "http", "method": "POST", "path": "/length",
+        "raw_path": b"/length", "query_string": b"", "headers": [],
+        "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8080),
     }  # fmt: skip
     with caplog.at_level(logging.INFO, "lmcache.audit"):
         asyncio.run(ROOMY(scope, receive, send))

@@ -152,6 +152,8 @@ def test_every_object_goes_to_every_adapter(open_site: OpenSite) -> None:
     site.adapter(1).load(key(2), memoryview(target))
     assert bytes(target) == b"\x02" * OBJECT_BYTES
     assert site.pool.l1.removed == []
+    metrics = site.manager.metrics
+    wait_until(lambda: metrics.store_completed.value("memory") == metrics.store_submitted.value() == 6)
 
 
 def test_l1_lets_go_only_of_what_every_adapter_has(open_site: OpenSite) -> None:

@@ -52,7 +52,7 @@ WAIT_S = st.sampled_from([0.0, 0.02, 5.0])
 @pytest.fixture(autouse=True)
 def no_tracebacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """An error that is kept as the argument of a log record holds on to the pool that it was raised over."""
-    with caplog.at_level(logging.CRITICAL, logger="lmcache.storage.tier"):
+    with caplog.at_level(logging.CRITICAL, logger="lmcache.storage"):
         yield
 
 
@@ -366,7 +366,7 @@ class TiersMachine(RuleBasedStateMachine):
                 self._call_off(request)
                 self.tiered.end(request)
         storage, prefetches = self.engine.storage, self.engine.storage.prefetches
-        wait_until(lambda: not (prefetches._jobs or prefetches._loads or prefetches._active or prefetches._held_bytes))
+        wait_until(lambda: prefetches.is_at_rest)
         wait_until(lambda: not storage.stores.num_inflight)
         assert not self.engine.prefetches._outstanding
         assert len(self.engine.sessions) == 0

@@ -115,7 +115,7 @@ def test_family_of_prompts_stored_and_read_in_batches(engine: EmbeddedDriver) ->
 
 @pytest.fixture(scope="module")
 def uncached_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
-    """vLLM's prefix caching off: all that is known is known to us. Small chunks, another hash, long prompts in steps."""
+    """vLLM's prefix caching off: all that is known is known to us. Small chunks, another hash, prompts in steps."""
     options = {"enable_prefix_caching": False, "max_num_batched_tokens": 512}
     connector = v1_connector(chunk_size=128, pre_caching_hash_algorithm="sha256_cbor")
     yield from running(spec_of(model_folder, connector, options=options))

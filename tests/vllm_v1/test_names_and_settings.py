@@ -7,7 +7,6 @@ import pathlib
 import pytest
 
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_models import TINY_GEMMA3
 from tests.vllm_engine.driver import new_salt, prompt_of
 from tests.vllm_v1.conftest import running, spec_of, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
@@ -47,20 +46,11 @@ def test_vllms_own_adapter_is_answered_with_one_line(model_folder: pathlib.Path)
         EngineProcess(spec_of(model_folder, connector))
 
 
-def test_models_that_are_not_supported_are_declined_with_one_line(tmp_path: pathlib.Path) -> None:
-    for engine in running(spec_of(tmp_path, v1_connector(), model=dict(TINY_GEMMA3))):
-        (line,) = {line for line in engine.log_lines() if "declines" in line}
-        assert "only full attention" in line or "groups of KV blocks" in line
-        prompt = prompt_of(600, seed=70)
-        engine.store(prompt)
-        assert engine.hit(prompt).num_cached_tokens == 0
-
-
 def test_pool_without_room_is_declined_with_one_line(model_folder: pathlib.Path) -> None:
     for engine in running(spec_of(model_folder, v1_connector(max_local_cpu_size=1e6))):
         lines = [line for line in engine.log_lines() if "declines" in line]
-        assert all("max_local_cpu_size asks for 976.6 TiB" in line for line in lines)
         assert lines
+        assert all("max_local_cpu_size asks for 980.4 TiB in /dev/shm" in line for line in lines)
         assert engine.one(prompt_of(300, seed=71)).num_cached_tokens == 0
 
 

@@ -1,0 +1,32 @@
+"""The tiers in use, by their number for life."""
+
+from __future__ import annotations
+
+import threading
+
+from lmcache.storage.tier import Tier
+
+
+class TierTable:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._tiers: dict[int, Tier] = {}
+
+    def add(self, tier: Tier) -> None:
+        with self._mutex:
+            self._tiers[tier.index] = tier
+
+    def remove(self, index: int) -> Tier | None:
+        with self._mutex:
+            return self._tiers.pop(index, None)
+
+    def get(self, index: int) -> Tier | None:
+        with self._mutex:
+            return self._tiers.get(index)
+
+    def usable(self) -> list[Tier]:
+        """Those that are worth asking now."""
+        with self._mutex:
+            return [tier for tier in self._tiers.values() if tier.is_usable]
