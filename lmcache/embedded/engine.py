@@ -1,6 +1,6 @@
 """The engine of one rank: L1 in a private pool, the tiers below it, and the rank's own pages.
 
-Three threads call it. The rank's own thread stores and loads, and owns the pages it names; the thread
+Three threads call it. The rank's own thread stores and retrieves, and owns the pages it names; the thread
 of the lookup server looks up and may wait for the tiers; a periodic one ends what nobody asked for.
 They meet in L1 and in `LookupLocks`, each behind a mutex of its own; the engine itself has none, and
 what it holds never changes between `start` and `close`. Knows no socket and no inference engine.
@@ -20,7 +20,7 @@ import numpy as np
 
 from lmcache.core.keys import ObjectKey, check_cache_salt
 from lmcache.embedded.config import EmbeddedConfig, Rank
-from lmcache.embedded.jobs import LoadJob, LoadPart, Prompt, StoreJob, StoreResult
+from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
 from lmcache.embedded.lookup_locks import LookupLocks
 from lmcache.embedded.pool import close_private_pool, open_private_pool
 from lmcache.embedded.tiers import open_storage
@@ -138,12 +138,15 @@ class EmbeddedEngine:
         """These lookups are over, whatever they found; how many of them held something."""
         return self.locks.release(lookup_ids)
 
-    # Store and load, in the thread that owns the pages
+    # Store and retrieve, in the thread that owns the pages
 
-    def store(self, job: StoreJob) -> StoreResult:
-        """Copy the pages of chunks that L1 does not have. When this returns, nobody reads those pages any more."""
+    def store(self, job: StoreJob) -> tuple[bytes, ...]:
+        """Copy the pages of chunks that L1 does not have; the digests of those that found room.
+
+        When this returns, nobody reads those pages any more.
+        """
         if not self.config.keeps_l1 and not self._writes_to_tiers:
-            return StoreResult()
+            return ()
         key = self._namespace(job.root, job.cache_salt)
         reserved = self.l1.reserve(key, self.rank.rank_group, _RANK_UID, job.digests, self.chunk_bytes)
         granted = split_places(self.l1.places(reserved.slots))
@@ -160,10 +163,7 @@ class EmbeddedEngine:
                 self.l1.abort(_RANK_UID, [Place(slot, word) for slot, word, _, _ in granted[len(written) :]])
         kept = [place for place in written if place.slot in accepted]
         self._hand_on(kept, job.cache_salt)
-        stored = tuple(
-            job.digests[index] for index, place in zip(wanted, written, strict=True) if place.slot in accepted
-        )
-        return StoreResult(stored, len(kept) * self.chunk_bytes, reserved.statuses.count(ReserveStatus.NO_ROOM))
+        return tuple(job.digests[index] for index, place in zip(wanted, written, strict=True) if place.slot in accepted)
 
     @property
     def _writes_to_tiers(self) -> bool:
@@ -174,16 +174,16 @@ class EmbeddedEngine:
             ready = [place._replace(slot_word=ready_word(place.slot_word)) for place in places]
             self.storage.stores.submit(self.pool, ready, self._layout_text, cache_salt)
 
-    def load(self, job: LoadJob) -> str:
+    def retrieve(self, job: RetrieveJob) -> str:
         """Copy found chunks into the pages: empty, or why these pages must not be trusted. Ends its lookup."""
         key = self._namespace(job.root, job.cache_salt)
         try:
-            return next(filter(None, (self._load_part(key, part) for part in job.parts)), "")
+            return next(filter(None, (self._retrieve_part(key, part) for part in job.parts)), "")
         finally:
             self.locks.release((job.lookup_id,))
 
-    def _load_part(self, key: NamespaceKey, part: LoadPart) -> str:
-        self._steps.reached("load.check")
+    def _retrieve_part(self, key: NamespaceKey, part: RetrievePart) -> str:
+        self._steps.reached("retrieve.check")
         place = self.l1.lock_key(key, self.rank.rank_group, part.digest, retain=self.config.keeps_l1)
         if place is None:
             return "it was evicted or cleared"
@@ -192,7 +192,7 @@ class EmbeddedEngine:
             if held is None or held.length != self.chunk_bytes:
                 return "its place does not fit this engine"
             self._copier.scatter(self._slot(held.offset, held.length), part.first_block, part.block_ids)
-            self._steps.reached("load.copied")
+            self._steps.reached("retrieve.copied")
             return "" if self.l1.holds(place) else "it was cleared while it was read"
         finally:
             self.l1.unlock([place])

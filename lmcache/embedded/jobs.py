@@ -1,4 +1,4 @@
-"""What an engine asks its own rank to store and to load, as values that travel between its processes."""
+"""What an engine asks its own rank to store and to retrieve, as values that travel between its processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadPart:
+class RetrievePart:
     """Blocks `first_block...` of a chunk go to `block_ids`."""
 
     digest: bytes
@@ -24,13 +24,13 @@ class LoadPart:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadJob:
-    """`lookup_id`: the lookup that found these chunks and holds them until they are loaded."""
+class RetrieveJob:
+    """`lookup_id`: the lookup that found these chunks and holds them until they are retrieved."""
 
     lookup_id: str
     root: bytes
     cache_salt: str
-    parts: tuple[LoadPart, ...]
+    parts: tuple[RetrievePart, ...]
 
     @property
     def block_ids(self) -> set[int]:
@@ -55,12 +55,3 @@ class StoreJob:
     digests: tuple[bytes, ...]
     block_ids: tuple[tuple[int, ...], ...]
     stories: tuple[ChunkStory, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StoreResult:
-    """`stored` are the digests that are new in this rank's L1, or on their way to its tiers."""
-
-    stored: tuple[bytes, ...] = ()
-    num_bytes: int = 0
-    num_without_room: int = 0

@@ -57,6 +57,7 @@ def open_private_pool(
     try:
         return Pool(PoolConfig(folder, geometry, eviction_policy=config.eviction_policy), clock, adopts=False)
     except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
         _forget(folder)
         raise
 

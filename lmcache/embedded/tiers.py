@@ -26,6 +26,7 @@ def open_storage(
     """Makes the adapters and opens none. Raises ConfigError."""
     storage = StorageConfig(
         adapters=tuple(backend.adapter for backend in config.backends),
+        names=tuple(backend.name for backend in config.backends),
         store_policy="default" if config.keeps_l1 else "skip_l1",
         prefetch_policy="retain" if config.keeps_l1 else "default",
         drain_timeout_s=config.drain_timeout_s,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from lmcache.core.hashing import make_algorithm
 from lmcache.core.keys import check_cache_salt, check_model_name
 from lmcache.engine.checksums import BlockChecksums, ChecksumModule, ChecksumRequest, PostToPeer
-from lmcache.engine.contexts import report_context
+from lmcache.engine.gauges import register_gauges
 from lmcache.engine.l1_objects import L1Objects
 from lmcache.engine.lookup import LookupModule
 from lmcache.engine.management import LivenessConfig, ManagementModule
@@ -26,10 +26,11 @@ from lmcache.engine.pool import SERVER_UID, Pool, PoolConfig
 from lmcache.engine.prefetches import PrefetchModule, PrefetchTicket
 from lmcache.engine.quota_cycle import QuotaCycle, TierLimits
 from lmcache.engine.registry import Client, ClientRegistry
+from lmcache.engine.report import report_engine, unhealthy_reason
 from lmcache.engine.sessions import SessionTable
 from lmcache.engine.store import StoreModule
 from lmcache.engine.usage import TenantUsage
-from lmcache.errors import LMCacheError, NoInstanceError
+from lmcache.errors import NoInstanceError
 from lmcache.l1.manager import L1Manager
 from lmcache.quota.manager import QuotaManager
 from lmcache.quota.wipes import WipeLog
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _EVICTION_INTERVAL_S = 1.0
 # Between two slices of a clear, for whoever waits for the mutex.
 _CLEAR_PAUSE_S = 0.0005
+# How long a stop waits for the last answers to lookups.
+_LAST_ANSWERS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +118,7 @@ class MPCacheServer:
         self.checksums = ChecksumModule(post)
         self.l1_objects = L1Objects(self.mutex, lambda: self.pool, self.management.note_removed)
         self.usage = TenantUsage(self.storage, lambda: self.pool.l1, config.pool.eviction_policy)
-        self.metrics.registry.gauge("lmcache_mp_l1_memory_usage_bytes", "Bytes of L1 in use", self._read_used)
-        self.metrics.registry.gauge("lmcache_mp_l1_usage_ratio", "Share of L1 in use", self._read_ratio)
-        self.metrics.registry.gauge("lmcache_mp_active_prefetch_jobs", "Prefetches queued or under way",
-                                    lambda: {(): float(self.prefetches.num_active)})  # fmt: skip
-        self.metrics.registry.gauge("lmcache_mp_active_sessions", "Requests with a session", self._read_sessions)
-        self.metrics.registry.gauge(
-            "lmcache_mp_l1_quarantined_bytes", "Bytes given up by late or dead writers, not reusable yet",
-            self._read_quarantined,
-        )  # fmt: skip
+        register_gauges(metrics, lambda: self.pool, self.sessions, self.prefetches)
 
     # Loops
 
@@ -213,7 +208,7 @@ class MPCacheServer:
     def _note_integrity(self, when: str) -> None:
         """A clear is also the remedy for a state that went wrong: it says so, and goes on."""
         with self.mutex:
-            if reason := self._unhealthy_reason():
+            if reason := unhealthy_reason(self.pool):
                 logger.error("L1 is not healthy %s: %s", when, reason)
 
     @property
@@ -260,76 +255,14 @@ class MPCacheServer:
         """The engine's own fields, the storage manager's, and what each module contributes."""
         l2 = self.storage.report_status()  # adapters may take their time, and no request waits for them
         with self.mutex:
-            workers = self.registry.workers()
-            l1 = self._report_l1()
-            eviction = self._report_l1_eviction()
-            is_healthy = all(part["is_healthy"] for part in (l2, l1, eviction))
-            storage = {**l2, "is_healthy": is_healthy, "l1_manager": l1, "l1_eviction_controller": eviction}
-            return {
-                "is_healthy": storage["is_healthy"],
-                "engine_type": type(self).__name__,
-                "chunk_size": self.config.chunk_size,
-                "hash_algorithm": self.config.hash_algorithm,
-                "active_sessions": len(self.sessions),
-                "registered_gpu_ids": [worker.instance_id for worker in workers],
-                "cache_context_meta": {
-                    str(worker.instance_id): report_context(worker, self.registry.engine_of(worker).world_size)
-                    for worker in workers
-                },
-                "registered_non_cuda_instance_ids": [],
-                "non_cuda_context_meta": {},
-                "active_prefetch_jobs": self.prefetches.num_active,
-                "storage_manager": storage,
-                **self.management.report(),
-            }
+            return report_engine(self, l2)
 
-    def _report_l1(self) -> dict[str, object]:
-        recovery = self.pool.recovery
-        return {
-            "is_healthy": not self._unhealthy_reason(),
-            "unhealthy_reason": self._unhealthy_reason(),
-            **self.pool.l1.report(),
-            "memory_configured_bytes": self.config.pool.geometry.pool_bytes,
-            "is_populating": self.pool.is_populating,
-            "open_store_batches": self.stores.num_open_batches,
-            "write_ttl_seconds": self.config.pool.write_ttl_s,
-            "read_ttl_seconds": self.config.read_ttl_s,
-            "pool_folder": str(self.pool.files.folder),
-            "recovered_object_count": recovery.num_ready,
-            "recovered_dropped_count": recovery.num_dropped,
-        }
-
-    def _report_l1_eviction(self) -> dict[str, object]:
-        watermark = self.config.trigger_watermark
-        return {
-            "is_healthy": self.eviction_thread.is_active,
-            "thread_alive": self.eviction_thread.is_running,
-            "eviction_policy": self.config.pool.eviction_policy,
-            "trigger_watermark": 1.0 if watermark is None else watermark,  # without one: when L1 is full
-            "eviction_ratio": self.config.eviction_ratio,
-        }
-
-    def _unhealthy_reason(self) -> str:
-        if self.pool.files.is_lost():
-            return "the pool files were removed"
-        try:
-            self.pool.l1.check_allocator()
-        except LMCacheError as error:
-            return str(error)
-        return self.pool.populate_error
-
-    def _read_used(self) -> dict[tuple[str, ...], float]:
-        return {(): self.pool.l1.memory_bytes()[0]}
-
-    def _read_ratio(self) -> dict[tuple[str, ...], float]:
-        used, total = self.pool.l1.memory_bytes()
-        return {(): used / total if total else 0.0}
-
-    def _read_sessions(self) -> dict[tuple[str, ...], float]:
-        return {(): len(self.sessions)}
-
-    def _read_quarantined(self) -> dict[tuple[str, ...], float]:
-        return {(): float(self.pool.l1.report()["quarantined_bytes"])}
+    def answer_waiting(self) -> None:
+        """Before the end: lookups that wait for L2 are answered with what L1 holds, and none waits from now on."""
+        with self.mutex:
+            is_anyone_waiting = self.prefetches.stop_waiting()
+        if is_anyone_waiting and not self.storage.prefetches.answer_all(_LAST_ANSWERS_S):
+            logger.error("some lookups that wait for L2 are left without an answer")
 
     def close(self, keep: bool | None = None) -> None:
         """Let go of the pool, after the tiers. Nobody may call the engine afterwards."""

@@ -53,18 +53,23 @@ class LookupModule:
         under the mutex, when that is known or `asked.wait_s` is over.
         """
         prompt = self._prompt(client, asked.cache_salt, asked.digests)
-        found = self._lock_prefix(pool.l1, client, asked.request_id, prompt)
+        is_fetched = self._prefetches.is_done(client.uid, asked.request_id)  # then L1 has it when it is asked
+        found, is_cut = self._lock_prefix(pool.l1, client, asked.request_id, prompt)
         num_in_l1 = found.num_chunks
+        has_all = num_in_l1 == len(prompt.digests)
 
         def on_done(_: bool) -> None:
             answer(lambda: self._finish(pool.l1, client, asked, prompt, num_in_l1))
 
-        if num_in_l1 < len(prompt.digests) and asked.wait_s > 0 and self._prefetches.begin(
+        if not has_all and not is_cut and asked.wait_s > 0 and self._prefetches.begin(
             pool, client, asked.request_id, prompt.key, prompt.digests, num_in_l1,
             min(asked.wait_s, _WAIT_S_MAX), asked, on_done,
         ):  # fmt: skip
             return None
-        self._prefetches.release(client.uid, asked.request_id)
+        if has_all or is_fetched:
+            self._prefetches.release(client.uid, asked.request_id)
+        else:  # what a hint began goes on, for another lookup
+            self._prefetches.release_waiter(client.uid, asked.request_id)
         self._count(client.model_name, prompt, num_in_l1, num_in_l1)
         return found
 
@@ -76,7 +81,7 @@ class LookupModule:
             return Found(0, b"")  # whoever called it off has settled what was held
         if self._registry.engine_of(client).root != prompt.key.root:
             return Found(0, b"")  # of an engine that was reset, or is not whole any more
-        found = self._lock_prefix(l1, client, asked.request_id, prompt)
+        found, _ = self._lock_prefix(l1, client, asked.request_id, prompt)
         self._count(client.model_name, prompt, found.num_chunks, min(num_in_l1, found.num_chunks))
         return found
 
@@ -93,7 +98,8 @@ class LookupModule:
         key = NamespaceKey(client.model_name, engine.root, check_cache_salt(salt))
         return Prompt(key, engine.rank_groups(), split_digests(digest_blob))
 
-    def _lock_prefix(self, l1: L1Manager, client: Client, request_id: str, prompt: Prompt) -> Found:
+    def _lock_prefix(self, l1: L1Manager, client: Client, request_id: str, prompt: Prompt) -> tuple[Found, bool]:
+        """What is locked now, and whether L1 holds more of it than this client may lock."""
         session = self._sessions.open(client.uid, request_id)
         left = self._lock_bytes_max - self._sessions.locked_bytes(client.uid)
         budget = LockBudget(left, lambda place: self._sessions.holds(client.uid, place))
@@ -105,7 +111,7 @@ class LookupModule:
         self._sessions.set_locked(client.uid, session, locked, len(prompt.rank_groups))
         l1.unlock(old)
         self._steps.reached("lookup.promised")
-        return Found(len(slots) // len(prompt.rank_groups), places)
+        return Found(len(slots) // len(prompt.rank_groups), places), budget.is_spent
 
     def _count(self, model_name: str, prompt: Prompt, num_found: int, num_in_l1: int) -> None:
         metrics, salt = self._metrics, prompt.key.cache_salt

@@ -17,7 +17,7 @@ from lmcache.engine.pool import Pool
 from lmcache.engine.registry import Client, ClientRegistry, Engine
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.storage.manager import StorageManager
-from lmcache.storage.prefetch_job import PrefetchRequest
+from lmcache.storage.prefetch_job import PrefetchPhase, PrefetchRequest
 
 RequestKey = tuple[int, str]
 Chains = Mapping[bytes, Sequence[bytes]]
@@ -62,6 +62,7 @@ class PrefetchModule:
         # Requests that may have a job: to look here is cheaper than to ask the controller.
         # The value is the lookup that waits for it, if one does.
         self._outstanding: OrderedDict[RequestKey, object] = OrderedDict()
+        self._is_stopping = False
         self._tickets: OrderedDict[str, PrefetchTicket] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -83,6 +84,8 @@ class PrefetchModule:
         `on_done` may cross with whatever calls the prefetch off; `settle` tells it."""
         engine = self._registry.engine_of(client)
         request_key = (client.uid, request_id)
+        if self._is_stopping:
+            return False
         if request_key not in self._outstanding and not self._is_promising(engine, key, digests, first_chunk):
             return False
         request = self._request(pool, engine, key, digests, first_chunk, wait_s)
@@ -115,6 +118,22 @@ class PrefetchModule:
         if request_key in self._outstanding:
             del self._outstanding[request_key]
             self._storage.prefetches.release(request_key)
+
+    def release_waiter(self, client_uid: int, request_id: str) -> None:
+        """The request was asked anew: a lookup before that still waits is answered; nothing else is called off."""
+        if self._outstanding.get((client_uid, request_id)) is not None:
+            self.release(client_uid, request_id)
+
+    def is_done(self, client_uid: int, request_id: str) -> bool:
+        """Whether all that a fetch for this request brings is in L1 by now."""
+        request_key = (client_uid, request_id)
+        job = self._storage.prefetches.job(request_key) if request_key in self._outstanding else None
+        return job is not None and job.phase is PrefetchPhase.DONE
+
+    def stop_waiting(self) -> bool:
+        """No further lookup waits for L2. Whether some still do; the controller's `answer_all` tells them."""
+        self._is_stopping = True
+        return any(waiter is not None for waiter in self._outstanding.values())
 
     def release_client(self, client_uid: int) -> None:
         for uid, request_id in [key for key in self._outstanding if key[0] == client_uid]:

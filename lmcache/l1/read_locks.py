@@ -16,10 +16,11 @@ class ReadLocks:
 
     def lock(self, slots: list[int], num_ranks: int, budget: LockBudget) -> list[int]:
         """Lock whole chunks as far as the budget reaches; those slots."""
-        slots = self._affordable(slots, num_ranks, budget)
-        for slot in slots:
+        affordable = self._affordable(slots, num_ranks, budget)
+        budget.is_spent = len(affordable) < len(slots)
+        for slot in affordable:
             self.lock_one(slot)
-        return slots
+        return affordable
 
     def lock_one(self, slot: int) -> None:
         counts = self._state.lock_counts

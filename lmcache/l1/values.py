@@ -15,12 +15,14 @@ class Place(NamedTuple):
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LockBudget:
-    """Bytes that may still be locked; places that are held already cost nothing."""
+    """Bytes that may still be locked; places that are held already cost nothing. `is_spent`: set by a lookup
+    that found more than the budget paid for."""
 
     num_bytes: int
     is_held: Callable[[Place], bool] = lambda place: False
+    is_spent: bool = False
 
 
 @dataclass(slots=True)

@@ -99,7 +99,9 @@ class LocalServer:
                 logger.error("engines on this host cannot connect: %s", error)
 
     def stop(self, keep: bool | None = None) -> None:
-        """Answer no more, hand over what waits for L2, let go of the pool."""
+        """Answer whoever waits, and then no more; hand over what waits for L2, let go of the pool."""
+        if self.loop.is_alive:
+            self.engine.answer_waiting()
         self.loop.stop()
         self.engine.storage.close()
         self.threads.stop_all()

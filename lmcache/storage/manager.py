@@ -35,9 +35,11 @@ _OPEN_PATIENCE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
-    """`adapters` in order of configuration. `drain_timeout_s`: how long a clean stop waits for stores."""
+    """`adapters` in order of configuration; `names` is what errors call each of them, by default the flag.
+    `drain_timeout_s`: how long a clean stop waits for stores."""
 
     adapters: tuple[L2AdapterSpec, ...] = ()
+    names: tuple[str, ...] = ()
     store_policy: str = "default"
     prefetch_policy: str = "default"
     prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
@@ -93,7 +95,8 @@ class StorageManager:
             try:
                 self._add(spec)
             except ConfigError as error:
-                raise ConfigError(f"--l2-adapter #{number}: {error}") from error
+                name = config.names[number - 1] if config.names else f"--l2-adapter #{number}"
+                raise ConfigError(f"{name}: {error}") from error
         register_gauges(metrics.registry, self)
 
     @staticmethod

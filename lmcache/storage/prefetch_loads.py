@@ -133,6 +133,8 @@ class PrefetchLoads:
 
     def _loaded(self, load: _Load, loaded: Loaded | None) -> None:
         job = load.job
+        if self._loads.get(load.key) is load:  # one that hung may have been begun anew
+            del self._loads[load.key]
         job.num_loading -= 1
         job.progress_s = self._clock()
         if loaded is None:
@@ -140,8 +142,6 @@ class PrefetchLoads:
             self._note_not_found(job, load.chunk)
         else:
             self._commit(load, loaded)
-        if self._loads.get(load.key) is load:  # one that hung may have been begun anew
-            del self._loads[load.key]
         # Before this job ends: a temporary object would go with its lock.
         for wanted in load.waiting:
             self._arrived(*wanted)

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _HIGH_WATER = 10_000
 _POSTS_MAX = 100_000
 _STOP = b"stop"
+# How long a stop waits for peers to take what was sent to them.
+_LAST_SENDS_MS = 500
 
 FrameHandler = Callable[[bytes, bytes], bytes | None]
 
@@ -83,15 +85,17 @@ class ServerLoop:
         self._wake(b"post")
 
     def stop(self) -> None:
-        """Stop the loop and close the sockets. Idempotent; not from the loop's own thread."""
+        """Send what was posted, stop the loop and close the sockets. Idempotent; not from the loop's own thread."""
         if self._thread.is_alive():
             self._wake(_STOP)
             self._thread.join()
-        self._context.destroy(linger=0)
+        with self._wake_mutex:
+            self._context.destroy(linger=_LAST_SENDS_MS)
 
     def _wake(self, word: bytes) -> None:
         with self._wake_mutex:
-            self._wake_out.send(word)
+            if not self._wake_out.closed:
+                self._wake_out.send(word)
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -99,12 +103,13 @@ class ServerLoop:
         poller.register(self._wake_in, zmq.POLLIN)
         while True:
             ready = dict(poller.poll(self._tick_ms))
-            if self._wake_in in ready and self._wake_in.recv() == _STOP:
-                return
-            if self._router in ready:
+            is_stopping = self._wake_in in ready and self._wake_in.recv() == _STOP
+            if self._router in ready and not is_stopping:
                 self._serve_waiting()
             while self._posts:
                 self._send(*self._posts.popleft())
+            if is_stopping:
+                return
             self._tick()
 
     def _serve_waiting(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmcache.embedded.config import Backend, EmbeddedConfig, Rank
 from lmcache.embedded.engine import EmbeddedEngine
-from lmcache.embedded.jobs import LoadJob, LoadPart, Prompt, StoreJob
+from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.l2.registry import parse_adapter_object
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
@@ -66,21 +66,21 @@ class Site:
         rows = [blocks_of(place) for place in range(len(names))]
         for digest, row in zip(digests_of(names), rows, strict=True):
             self.memory.fill(digest, row)
-        result = self.engine.store(StoreJob(ROOT, salt, digests_of(names), tuple(rows)))
+        stored = self.engine.store(StoreJob(ROOT, salt, digests_of(names), tuple(rows)))
         for row in rows:
             self.memory.poison(row)  # whatever is read after this was read too late
-        return "".join(name for name in names if digest_of(name) in result.stored)
+        return "".join(name for name in names if digest_of(name) in stored)
 
     def lookup(self, names: str, lookup_id: str = "lookup", wait_s: float = 0.0, salt: str = "") -> int:
         return self.engine.lookup(lookup_id, prompt_of(names, salt), wait_s)
 
-    def load(self, names: str, lookup_id: str = "lookup", salt: str = "") -> str:
+    def retrieve(self, names: str, lookup_id: str = "lookup", salt: str = "") -> str:
         """Empty, or why it failed. Bytes that arrive are checked."""
         rows = [blocks_of(place) for place in range(len(names))]
         for row in rows:
             self.memory.poison(row)
-        parts = [LoadPart(digest, 0, row) for digest, row in zip(digests_of(names), rows, strict=True)]
-        failure = self.engine.load(LoadJob(lookup_id, ROOT, salt, tuple(parts)))
+        parts = [RetrievePart(digest, 0, row) for digest, row in zip(digests_of(names), rows, strict=True)]
+        failure = self.engine.retrieve(RetrieveJob(lookup_id, ROOT, salt, tuple(parts)))
         if not failure:
             assert self.num_wrong(names, rows) == 0
         return failure

@@ -37,14 +37,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.promised[lookup_id] = names[:num_found]
 
     @rule(lookup_id=st.sampled_from(LOOKUPS))
-    def load(self, lookup_id: str) -> None:
+    def retrieve(self, lookup_id: str) -> None:
         """What was promised is there, whatever was stored since; every byte is checked."""
-        assert self.site.load(self.promised.pop(lookup_id, ""), lookup_id) == ""
+        assert self.site.retrieve(self.promised.pop(lookup_id, ""), lookup_id) == ""
 
     @rule(names=prompts)
     def load_without_a_promise(self, names: str) -> None:
         """It may fail, and is never wrong."""
-        if not self.site.load(names, "nobody"):
+        if not self.site.retrieve(names, "nobody"):
             assert set(names) <= self.stored
 
     @rule(lookup_ids=st.sets(st.sampled_from(LOOKUPS)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -185,3 +186,34 @@ def test_what_comes_back_through_serdes_is_what_was_stored(open_tiered: OpenTier
     tiered.assert_bytes(found, DIGESTS)
     (status,) = [tier.report() for tier in tiered.engine.storage.tiers()]
     assert status["serde_wrapped"] is True
+
+
+def test_a_lookup_that_does_not_wait_leaves_what_a_hint_began(open_tiered: OpenTiered) -> None:
+    tiered = open_tiered()
+    tiered.write(DIGESTS[:3])
+    tiered.wait_until_stored(3)
+    tiered.engine.clear()
+    adapter, go_on = tiered.engine.storage.tiers()[0].adapter, threading.Event()
+    load = adapter.load
+    adapter.load = lambda key, target: load(key, target) if go_on.wait(10) else None  # type: ignore
+    tiered.lookup(DIGESTS[:3], lock=False)
+    wait_until(lambda: tiered.l1_report["write_locked_count"] == 3)
+    assert tiered.lookup(DIGESTS[:3]).num_chunks == 0
+    go_on.set()
+    wait_until(lambda: tiered.engine.storage.prefetches.report()["completed_results_count"] == 1)
+    tiered.assert_bytes(tiered.lookup(DIGESTS[:3]), DIGESTS[:3])
+    wait_until(lambda: not tiered.engine.storage.prefetches.report()["completed_results_count"])
+    tiered.end()
+    assert tiered.l1_report["total_object_count"] == 0
+
+
+def test_a_lookup_that_may_lock_no_more_fetches_no_more(open_tiered: OpenTiered) -> None:
+    tiered = open_tiered(units=8)
+    tiered.write(DIGESTS[:6])
+    tiered.wait_until_stored(6)
+    replies: list[m.Reply] = []
+    found = tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:6]), 5.0), replies)
+    assert isinstance(found, m.Found), "answered at once"
+    tiered.assert_bytes(found, DIGESTS[:4])
+    assert tiered.engine.storage.prefetches.num_jobs == 0
+    assert tiered.l1_report["read_locked_count"] == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,75 @@ def test_a_load_that_fails_ends_the_prefix_of_all(open_tiered: OpenTiered, caplo
         assert isinstance(found, m.Found)
         tiered.assert_bytes(found, DIGESTS[:2])
     caplog.clear()  # its records keep the error, whose traceback keeps the pool
+
+
+def test_a_request_that_waits_for_the_load_of_another_is_answered_in_its_own_time(open_tiered: OpenTiered) -> None:
+    tiered = open_tiered()
+    loads = only_in_l2(tiered)
+    first = asked(tiered, "first", DIGESTS[:2])
+    wait_until(lambda: len(loads.loaded) == 2)
+    assert tiered.ask(DIGESTS[:2], "second", wait_s=0.1) == m.Found(0, b"")
+    assert not first, "that one has time left"
+    loads.let_go()
+    wait_until(lambda: bool(first))
+
+
+def test_nobody_joins_a_load_that_hangs(open_tiered: OpenTiered, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiered = open_tiered()
+    loads = only_in_l2(tiered)
+    first = asked(tiered, "first", DIGESTS[:2])
+    wait_until(lambda: len(loads.loaded) == 2)
+    monkeypatch.setattr("lmcache.storage.prefetch_loads.STALL_S", 0.0)
+    second = asked(tiered, "second", DIGESTS[:2])
+    wait_until(lambda: bool(second), timeout_s=4.0)
+    assert second == [m.Found(0, b"")]
+    assert not first
+    loads.let_go()
+    wait_until(lambda: bool(first))
+    for request in ("first", "second"):
+        tiered.end(request)
+    wait_until(lambda: tiered.engine.storage.prefetches.is_at_rest)
+
+
+def test_what_cannot_be_committed_leaves_nothing_behind(
+    open_tiered: OpenTiered, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiered = open_tiered()
+    loads = only_in_l2(tiered)
+    l1 = tiered.engine.pool.l1
+    commit = l1.commit_loaded
+    failures = iter([True])
+
+    def failing(*args: Any, **named: Any) -> Any:
+        if next(failures, False):
+            raise ZeroDivisionError
+        return commit(*args, **named)
+
+    monkeypatch.setattr(l1, "commit_loaded", failing)
+    replies = [asked(tiered, request, DIGESTS[:1]) for request in ("first", "second")]
+    wait_until(lambda: len(loads.loaded) == 1)
+    loads.let_go()
+    wait_until(lambda: all(replies), timeout_s=4.0)
+    assert replies == [[m.Found(0, b"")]] * 2
+    assert tiered.l1_report["write_locked_count"] == 0
+    found = tiered.ask(DIGESTS[:1], "third")
+    assert isinstance(found, m.Found)
+    tiered.assert_bytes(found, DIGESTS[:1])
+    for request in ("first", "second", "third"):
+        tiered.end(request)
+    wait_until(lambda: tiered.engine.storage.prefetches.is_at_rest)
+    caplog.clear()  # its records keep the error, whose traceback keeps the pool
+
+
+def test_an_object_that_a_worker_writes_meanwhile_is_none_of_the_documented_failures_but_one(
+    open_tiered: OpenTiered,
+) -> None:
+    tiered = open_tiered()
+    only_in_l2(tiered).let_go()
+    reserved = tiered.reserve(DIGESTS[:1], 7)
+    assert tiered.ask(DIGESTS[:2]) == m.Found(0, b"")
+    failures = tiered.engine.storage.metrics.prefetch_failure
+    assert failures.value("not_found", "org/m") == 1
+    assert failures.value("being_written", "org/m") == 0
+    assert reserved.places
+    tiered.abort(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -179,17 +180,23 @@ def test_a_failed_store_is_tried_again_and_then_given_up(open_site: OpenSite) ->
     tried = fail_times(site.adapter(), 3)
     site.store(2)
     wait_until(lambda: len(tried) == 3 and not site.manager.stores.num_pending)
-    wait_until(lambda: site.manager.metrics.store_dropped.value("memory", "failed") == 1)
+    metrics = site.manager.metrics
+    wait_until(lambda: metrics.store_dropped.value("memory", "failed") == 1)
     assert site.held() == {1}
+    assert metrics.store_submitted.value() == metrics.store_completed.value("memory") == 6
+    assert metrics.store_completed_objects.value("") == 1
 
 
 def test_what_left_l1_is_not_stored(open_site: OpenSite) -> None:
     site = open_site(MEMORY)
     place = site.pool.put(1)
     del site.pool.l1.held[place]
-    site.manager.stores.submit(site.pool, [place], "", "")  # type: ignore[arg-type]
+    site.manager.stores.submit(site.pool, [place], "", "", "org/m")  # type: ignore[arg-type]
     site.store(2)
     wait_until(lambda: site.held() == {2})
+    assert site.manager.metrics.l1_read_failure.value("l2_store", "not_found", "org/m") == 1
+    wait_until(lambda: site.manager.metrics.store_completed.value("memory") == 1)
+    assert site.manager.metrics.store_submitted.value() == 1, "it was handed to no adapter"
     wait_until(lambda: site.manager.stores.num_pending == 0)
 
 
@@ -254,6 +261,26 @@ def test_the_scrub_finds_and_removes_what_rotted(open_site: OpenSite) -> None:
     wait_until(lambda: site.held() == {1, 2, 4, 5})
     assert site.manager.metrics.corrupt_objects.value("memory") == 1
     wait_until(lambda: site.manager.metrics.scrubbed.value("memory") >= 5)
+
+
+def test_a_backend_that_hangs_holds_up_the_scrub_of_no_other(open_site: OpenSite) -> None:
+    site = open_site(MEMORY, MEMORY, scrub=ScrubConfig(objects_per_s=1000))
+    site.store(*range(1, 6))
+    wait_until(lambda: len(site.held(0)) == len(site.held(1)) == 5)
+    hung, go_on = threading.Event(), threading.Event()
+
+    def hang(key: ObjectKey) -> bool:
+        hung.set()
+        return go_on.wait(60)
+
+    site.adapter(0).verify = hang  # type: ignore[method-assign]
+    try:
+        assert hung.wait(10)
+        objects = site.adapter(1)._objects
+        objects[key(3)] = objects[key(3)][:-1] + b"?"
+        wait_until(lambda: site.held(1) == {1, 2, 4, 5})
+    finally:
+        go_on.set()
 
 
 def test_selectors_take_class_name_or_type(open_site: OpenSite) -> None:

@@ -95,7 +95,7 @@ def test_a_close_waits_once_for_all_threads_that_hang(make_tier: MakeTier) -> No
     adapter.behave = lambda call: go_on.wait(60)  # type: ignore[assignment]
     for _ in range(16):
         tier.submit_load(KEYS[0], memoryview(bytearray(2)), answers)
-    wait_until(lambda: tier.inflight()[1] == 16)
+    wait_until(lambda: tier._workers.num_busy == 16)
     closing = threading.Thread(target=tier.close, args=(1.0,))
     closing.start()
     closing.join(8)

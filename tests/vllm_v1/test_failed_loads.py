@@ -27,7 +27,7 @@ worker.engine._steps = NO_STEPS
 """
 
 
-@pytest.fixture(params=["load.check", "load.copied"])
+@pytest.fixture(params=["retrieve.check", "retrieve.copied"])
 def broken_step(request: pytest.FixtureRequest, engine: EmbeddedDriver) -> Iterator[str]:
     yield request.param
     engine.run(_STOP_CLEARING)
@@ -59,10 +59,10 @@ def test_failed_request_is_never_offered_anything_again(engine: EmbeddedDriver) 
     engine.process.forget()
     engine.run(
         "engine.attempts = []\n"
-        "worker.engine.load = lambda job: engine.attempts.append(job.lookup_id) or 'broken on purpose'\n"
+        "worker.engine.retrieve = lambda job: engine.attempts.append(job.lookup_id) or 'broken on purpose'\n"
     )
     output = engine.one(prompt, salt)
-    num_attempts = engine.run("del worker.engine.load; result = len(engine.attempts)")
+    num_attempts = engine.run("del worker.engine.retrieve; result = len(engine.attempts)")
     assert num_attempts == 1
     assert same(output, expected)
     assert engine.hit(prompt, salt).num_cached_tokens == 768
@@ -89,7 +89,7 @@ def test_request_that_ends_after_a_failed_load_leaves_no_wrong_block_in_vllm(eng
     """Aborted before it could recompute: vLLM's prefix cache must not hand its blocks to others."""
     prompt, salt = prompt_of(1300, seed=47), new_salt()
     engine.store(prompt[:600], salt, max_tokens=2)
-    engine.run(_CLEAR_AT, step="load.check")
+    engine.run(_CLEAR_AT, step="retrieve.check")
     engine.process.call("add", "aborted", prompt, 8, salt)
     engine.process.call("step", 1)
     engine.process.call("abort", "aborted")

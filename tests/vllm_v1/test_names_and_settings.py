@@ -106,3 +106,11 @@ def test_key_is_that_of_the_server_mode(engine: EmbeddedDriver) -> None:
         "result = found.root == half.find_root(), found.rank_groups() == [worker.engine.rank.rank_group]"
     )
     assert root == (True, True)
+
+
+def test_engine_that_only_produces_stores_and_does_not_load(model_folder: pathlib.Path) -> None:
+    prompt = prompt_of(600, seed=74)
+    for engine in running(spec_of(model_folder, {**v1_connector(), "kv_role": "kv_producer"})):
+        engine.store(prompt)
+        assert engine.usage()["LocalCPUBackend"] == 2 * 512 * 1024
+        assert engine.hit(prompt).num_cached_tokens == 0

@@ -25,6 +25,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], m.Answer] = msgspec.msgpack.Decoder(m.Answer).decode
 _decode_layout = msgspec.json.Decoder(KVLayout).decode
 _PROBE_INTERVAL_S = 1.0
+_RECONNECT_MS = (10, 1000)
 # Of the deadline, for a rank's tiers; the rest is for the way.
 _WAIT_SHARE = 0.8
 
@@ -47,6 +48,8 @@ class LMCacheLookupClient:
         socket.setsockopt(zmq.REQ_CORRELATE, 1)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDTIMEO, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
         socket.connect(url)
         return socket
 

@@ -34,4 +34,5 @@ class LookupClientFactory:
     def create_lookup_server(self, rank: int, target: LookupTarget) -> LookupServer:
         """Not started yet. Raises ConfigError."""
         self._address.make_folder()
+        self._address.sweep()
         return LMCacheLookupServer(self._address.path(rank), target)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(m.Question).decode
 _THREAD_NAME = "lmcache-lookup-server"
+# Within the context of one server.
+_STOP_URL = "inproc://stop"
 
 
 class LMCacheLookupServer:
@@ -28,17 +30,18 @@ class LMCacheLookupServer:
     def __init__(self, path: pathlib.Path, target: LookupTarget) -> None:
         self.path = path
         self._target = target
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._stop_url = f"inproc://stop-{id(self)}"
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        socket, stopping = self._context.socket(zmq.REP), self._context.socket(zmq.PAIR)
+        """Raises ConfigError."""
+        context = self._context = zmq.Context()
+        socket, stopping = context.socket(zmq.REP), context.socket(zmq.PAIR)
         for each in (socket, stopping):
             each.setsockopt(zmq.LINGER, 0)
         try:
             socket.bind(f"ipc://{self.path}")
-            stopping.bind(self._stop_url)
+            stopping.bind(_STOP_URL)
         except zmq.ZMQError as error:
             socket.close()
             stopping.close()
@@ -48,16 +51,18 @@ class LMCacheLookupServer:
 
     def close(self) -> None:
         """Answers what it is at, then ends; the socket file goes. Idempotent."""
+        context, self._context = self._context, None
+        if context is None:
+            return
         thread, self._thread = self._thread, None
         if thread is not None:
-            stop = self._context.socket(zmq.PAIR)
-            stop.setsockopt(zmq.LINGER, 0)
-            stop.connect(self._stop_url)
-            stop.send(b"")
-            thread.join()
-            stop.close()
-        self._context.term()
-        self.path.unlink(missing_ok=True)
+            with context.socket(zmq.PAIR) as stop:
+                stop.setsockopt(zmq.LINGER, 0)
+                stop.connect(_STOP_URL)
+                stop.send(b"")
+                thread.join()
+            self.path.unlink(missing_ok=True)
+        context.term()
 
     def _run(self, socket: zmq.Socket[bytes], stopping: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()

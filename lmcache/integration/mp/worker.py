@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmcache.integration.mp.finished_jobs import FinishedJobs
 from lmcache.integration.mp.jobs import LoadChunk, LoadJob, LoadResult, StoreJob, StoreOutcome, StoreResult
 from lmcache.integration.mp.ledger import WriteLedger
 from lmcache.integration.mp.load_run import LoadRun
@@ -76,10 +77,8 @@ class TransferWorker:
         self._loads: deque[LoadRun] = deque()
         self._stores = StoreQueue()
         self._pending_store_bytes = 0
-        self._finished_loads: deque[LoadResult] = deque()
-        self._finished_stores: deque[StoreResult] = deque()
+        self._finished = FinishedJobs()
         self._num_loading = 0
-        self._ended = threading.Event()
         self._work = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -105,7 +104,7 @@ class TransferWorker:
     def submit_load(self, job: LoadJob) -> None:
         run = LoadRun(job, self._clock() + self._config.load_timeout_s, self._clock())
         if not job.chunks:
-            self._finished_loads.append(LoadResult(job.request_id, True))
+            self._finished.add_load(LoadResult(job.request_id, True))
             return
         with self._work:
             self._num_loading += 1
@@ -148,7 +147,7 @@ class TransferWorker:
             is_full = self._pending_store_bytes + num_bytes > self._config.pending_store_bytes_max
             if not self._config.stores or is_full or self._stopping:
                 outcome = StoreOutcome.DROPPED if self._config.stores else StoreOutcome.SKIPPED
-                self._finished_stores.append(StoreResult(job.job_id, outcome))
+                self._finished.add_store(StoreResult(job.job_id, outcome))
                 self._withdraw()
                 return
             self._pending_store_bytes += num_bytes
@@ -158,27 +157,20 @@ class TransferWorker:
 
     def take_finished(self) -> tuple[list[StoreResult], list[LoadResult]]:
         """Everything that ended since the last call. Next to free when there is nothing."""
-        if not self._finished_stores and not self._finished_loads:
-            return [], []
-        return _drain(self._finished_stores), _drain(self._finished_loads)
+        return self._finished.take()
 
     def wait_for_load(self, timeout_s: float) -> None:
         """For an engine that has nothing else to do: wait until a load ends, if one is under way.
 
         An engine that polls instead would fight the copying threads for the interpreter.
         """
-        if self._num_loading and not self._finished_loads:
-            self._wait_for_end(timeout_s)
+        if self._num_loading and not self._finished.has_loads:
+            self._finished.wait(timeout_s)
 
     def wait_for_any(self, timeout_s: float) -> None:
         """As `wait_for_load`, for a store too."""
-        if not self._finished_stores and not self._finished_loads:
-            self._wait_for_end(timeout_s)
-
-    def _wait_for_end(self, timeout_s: float) -> None:
-        self._ended.wait(timeout_s)
-        # Whoever waits looks at the results next: what ended before this line is not missed.
-        self._ended.clear()
+        if self._finished.is_empty:
+            self._finished.wait(timeout_s)
 
     # The copying threads
 
@@ -224,11 +216,10 @@ class TransferWorker:
             self._load_chunk(run, chunk)
             if run.chunk_done():
                 result = run.result(self._clock())
-                self._finished_loads.append(result)
-                self._tell_load(run.job, result)
                 with self._work:
                     self._num_loading -= 1
-                self._ended.set()
+                self._finished.add_load(result)
+                self._tell_load(run.job, result)
 
     def _load_chunk(self, run: LoadRun, chunk: LoadChunk) -> None:
         if run.error:
@@ -285,8 +276,7 @@ class TransferWorker:
             if not self._stores.close(run):
                 return
             self._pending_store_bytes -= len(run.job.digests) * self._chunk_bytes
-        self._finished_stores.append(result)
-        self._ended.set()
+        self._finished.add_store(result)
         if result.stored:
             self._report(
                 Transferred(False, len(result.stored), result.num_bytes, result.duration_s, run.job.cache_salt)
@@ -296,13 +286,6 @@ class TransferWorker:
         self._report(
             Transferred(True, len(job.chunks), result.num_bytes, result.duration_s, job.cache_salt, result.is_ok)
         )
-
-
-def _drain(queue: deque) -> list:  # type: ignore[type-arg]
-    items = []
-    while queue:
-        items.append(queue.popleft())
-    return items
 
 
 def _restore_affinity() -> None:

@@ -16,7 +16,7 @@ from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.core.hashing import ChunkHashAlgorithm, PrefixChain
 from lmcache.core.identity import make_root
 from lmcache.core.keys import check_cache_salt
-from lmcache.embedded.jobs import LoadJob, LoadPart, Prompt
+from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart
 from lmcache.embedded.lookup.base import LookupClient
 from lmcache.errors import DeclinedError, KeyFormatError, LMCacheError
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
@@ -202,7 +202,7 @@ class EmbeddedScheduler:
         meta.released, self._released = self._released, []
         return meta
 
-    def _make_load(self, output: SchedulerOutput, tracker: EmbeddedTracker) -> LoadJob:
+    def _make_load(self, output: SchedulerOutput, tracker: EmbeddedTracker) -> RetrieveJob:
         """The ranks let go of what they hold for it when they have loaded it."""
         state = output.kv_connector_block_state
         by_group = state.get_block_ids(tracker.request_id) if state is not None else None
@@ -214,7 +214,7 @@ class EmbeddedScheduler:
         tracker.is_holding = False
         per_chunk = self._config.chunk_size // self._block_size
         parts = plan_parts(tracker.chain.digests, per_chunk, first, block_ids[:last])
-        return LoadJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts))
+        return RetrieveJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts))
 
     # What went wrong
 
@@ -264,7 +264,9 @@ class EmbeddedScheduler:
             logger.warning("%s", text)
 
 
-def plan_parts(digests: Sequence[bytes], per_chunk: int, first_block: int, block_ids: Sequence[int]) -> list[LoadPart]:
+def plan_parts(
+    digests: Sequence[bytes], per_chunk: int, first_block: int, block_ids: Sequence[int]
+) -> list[RetrievePart]:
     """Loads into the blocks from number `first_block` on, whole chunks or parts of them.
 
     `block_ids` are the request's blocks up to the last that is loaded, which is loaded whole.
@@ -272,5 +274,5 @@ def plan_parts(digests: Sequence[bytes], per_chunk: int, first_block: int, block
     parts = []
     for index in range(first_block // per_chunk, -(-len(block_ids) // per_chunk)):
         start, end = max(first_block, index * per_chunk), min(len(block_ids), (index + 1) * per_chunk)
-        parts.append(LoadPart(digests[index], start - index * per_chunk, tuple(block_ids[start:end])))
+        parts.append(RetrievePart(digests[index], start - index * per_chunk, tuple(block_ids[start:end])))
     return parts

@@ -12,7 +12,7 @@ import numpy as np
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.config import EmbeddedConfig, Rank
 from lmcache.embedded.engine import EmbeddedEngine
-from lmcache.embedded.jobs import LoadJob, Prompt, StoreJob
+from lmcache.embedded.jobs import Prompt, RetrieveJob, StoreJob
 from lmcache.embedded.lookup.base import LookupServer
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.embedded.pool import private_folder, sweep_private_pools
@@ -43,11 +43,13 @@ class EmbeddedWorker:
 
     def __init__(
         self,
+        instance_id: str,
         make_config: Callable[[], EmbeddedConfig],
         model_name: str,
         parallel: ParallelStrategy,
         lookups: LookupClientFactory,
     ) -> None:
+        self._instance_id = instance_id
         self._make_config = make_config
         self._model_name = model_name
         self._parallel = parallel
@@ -74,6 +76,10 @@ class EmbeddedWorker:
             return
         engine.start()
         self.engine = engine
+        backends = ", ".join(engine.usage())
+        logger.info(
+            "rank %d of %s keeps KV in %s (%s)", rank.rank, self._instance_id, engine.pool.config.folder, backends
+        )
         self._serve()
 
     def decline(self, reason: str) -> None:
@@ -118,11 +124,11 @@ class EmbeddedWorker:
         if self.engine is not None and meta.released:
             self.engine.release(meta.released)
 
-    def _load(self, job: LoadJob) -> str:
+    def _load(self, job: RetrieveJob) -> str:
         if self.engine is None:
             return "this rank caches nothing"
         try:
-            return self.engine.load(job)
+            return self.engine.retrieve(job)
         except Exception as error:  # the root of a copy: a failed load, never a failed step
             logger.exception("a load failed")
             return f"{type(error).__name__}: {error}"
@@ -140,11 +146,10 @@ class EmbeddedWorker:
 
     def _store(self, engine: EmbeddedEngine, job: StoreJob) -> None:
         try:
-            result = engine.store(job)
+            stored = set(engine.store(job))
         except Exception:  # the root of a copy: a later miss, never a failed step
             logger.exception("a store failed")
             return
-        stored = set(result.stored)
         for digest, story in zip(job.digests, job.stories, strict=False):
             if digest in stored:
                 tokens = list(story.token_ids)

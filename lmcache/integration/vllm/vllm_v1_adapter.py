@@ -133,6 +133,7 @@ class LMCacheConnectorV1Impl:
         parallel = ParallelStrategy.of(self._vllm_config, self._parallel.is_mla, rank)
         config, stores_for_others = self.config, parallel.is_mla and parallel.stores and parallel.tensor_size > 1
         worker = EmbeddedWorker(
+            config.lmcache_instance_id,
             lambda: embedded_config(config, rank, stores_for_others),
             self._vllm_config.model_config.model, parallel, self._lookups,
         )  # fmt: skip
