@@ -81,12 +81,12 @@ def test_every_good_value_arrives(tmp_path: pathlib.Path) -> None:
     given = {
         "server_urls": "tcp://a:1, tcp://b:2", "token_file": str(tmp_path / "token"), "mq_timeout": "2",
         "heartbeat_interval": 3, "hash_algorithm": "sha256_cbor", "save_decode_cache": "true", "model_version": "v1",
-        "load_mode": "sync", "copy_threads": "2", "lookup_wait": 0, "lookup_timeout": 4, "load_timeout": 5,
+        "load_mode": "sync", "copy_threads": "2", "lookup_wait": 0, "lookup_timeout": 4, "prefetch_timeout": 8,
         "store_timeout": 6, "pending_store_gb": 7, "held_blocks_fraction": 0.5, "load_failure_policy": "fail",
     }  # fmt: skip
     config, warnings = parse_mp_config({f"lmcache.mp.{key}": value for key, value in given.items()})
     assert config == MPConnectorConfig(
-        "tcp://a:1", "secret", 2.0, 3.0, "sha256_cbor", True, "v1", "sync", 2, 0.0, 4.0, 5.0, 6.0, 7.0, 0.5, "fail"
+        "tcp://a:1", "secret", 2.0, 3.0, "sha256_cbor", True, "v1", "sync", 2, 0.0, 4.0, 8.0, 5.0, 6.0, 7.0, 0.5, "fail"
     )
     assert len(warnings) == 1
     assert "2 servers" in warnings[0]
