@@ -82,7 +82,8 @@ def test_every_good_value_arrives(tmp_path: pathlib.Path) -> None:
         "server_urls": "tcp://a:1, tcp://b:2", "token_file": str(tmp_path / "token"), "mq_timeout": "2",
         "heartbeat_interval": 3, "hash_algorithm": "sha256_cbor", "save_decode_cache": "true", "model_version": "v1",
         "load_mode": "sync", "copy_threads": "2", "lookup_wait": 0, "lookup_timeout": 4, "prefetch_timeout": 8,
-        "store_timeout": 6, "pending_store_gb": 7, "held_blocks_fraction": 0.5, "load_failure_policy": "fail",
+        "load_timeout": 5, "store_timeout": 6, "pending_store_gb": 7, "held_blocks_fraction": 0.5,
+        "load_failure_policy": "fail",
     }  # fmt: skip
     config, warnings = parse_mp_config({f"lmcache.mp.{key}": value for key, value in given.items()})
     assert config == MPConnectorConfig(
