@@ -24,9 +24,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return tmp_path_factory.mktemp("model")
 
 
-def v1_connector(**settings: Any) -> dict[str, Any]:
+def v1_connector(keep_on_reset: bool = True, **settings: Any) -> dict[str, Any]:
     """The kv-transfer-config a user would write, all settings in it."""
     extra = {f"lmcache.{key}": value for key, value in {"max_local_cpu_size": POOL_GB, **settings}.items()}
+    extra["keep_on_reset"] = keep_on_reset  # the tests reset vLLM's prefix cache only to make it forget
     return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", "kv_connector_extra_config": extra}
 
 

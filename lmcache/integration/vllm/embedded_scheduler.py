@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,15 +34,23 @@ logger = logging.getLogger(__name__)
 # What a lookup found is held by the ranks for much longer than this.
 _ANSWER_REUSE_S = 1.0
 _SAID_MAX = 1000
+_EPOCH_BYTES = 16
 
 # Takes blocks out of vLLM's prefix cache; False: it cannot.
 ForgetCached = Callable[[set[int]], bool]
+# Compared by identity; None where it cannot be seen.
+FindPrefixCache = Callable[[], object | None]
+
+
+def no_prefix_cache() -> None:
+    return None
 
 
 class EmbeddedScheduler:
     """Belongs to the scheduler's thread. `config` is read anew wherever a setting may change.
 
     `num_unsure_steps`: after so many steps vLLM has taken the outcome of a load into account.
+    `find_prefix_cache`: what vLLM's own prefix cache lives in, another object after each reset.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class EmbeddedScheduler:
         num_unsure_steps: int,
         forget_cached: ForgetCached,
         clock: Callable[[], float] = time.monotonic,
+        find_prefix_cache: FindPrefixCache = no_prefix_cache,
     ) -> None:
         self._config = config
         self.client = client
@@ -69,6 +79,9 @@ class EmbeddedScheduler:
         self._can_save = can_save
         self._forget_cached = forget_cached
         self._clock = clock
+        self._find_prefix_cache = find_prefix_cache
+        self._prefix_cache = find_prefix_cache()
+        self._epoch = b""
         self._root = b""
         self._declined = ""
         self._is_doubtful = False
@@ -96,13 +109,34 @@ class EmbeddedScheduler:
             logger.warning("lmcache declines to cache for this engine: %s", error)
             return b""
         if layouts is not None:
-            self._root = make_root(self._algorithm, self._facts, layouts, self._config.chunk_size)
+            self._root = make_root(self._algorithm, self._facts, layouts, self._config.chunk_size, self._epoch)
         return self._root
+
+    def _look_for_reset(self) -> None:
+        """Begin anew, under keys nobody has, where vLLM reset its own prefix cache.
+
+        vLLM tells this connector of no reset, and nothing of what it is for. It may have replaced
+        its weights, and then nothing stored before is its KV any more.
+        """
+        current = self._find_prefix_cache()
+        if self._prefix_cache is None or current is None:
+            self._prefix_cache = current
+        if current is self._prefix_cache:
+            return
+        self._prefix_cache = current
+        self._epoch, self._root = secrets.token_bytes(_EPOCH_BYTES), b""
+        self._unconfirmed.clear()
+        self.saves.unfollow_all()
+        for tracker in self._trackers.values():
+            self._release(tracker)
+        self._trackers.clear()
+        self._say_once("vLLM reset its prefix cache: what was stored before is not used any more")
 
     # Lookup
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> int | None:
         """Tokens that can be loaded beyond those vLLM has; None: ask again in the next step."""
+        self._look_for_reset()
         if self._look_for_failures():
             return None  # its blocks may be those that vLLM has just been told to forget
         tracker = self._tracker(request)
@@ -191,6 +225,7 @@ class EmbeddedScheduler:
 
     def build_connector_meta(self, output: SchedulerOutput) -> EmbeddedMetadata:
         self._step += 1
+        self._look_for_reset()
         self._look_for_failures()
         self._unconfirmed.confirm(self._step)
         meta = EmbeddedMetadata(loads=[self._make_load(output, tracker) for tracker in self._new_loads])

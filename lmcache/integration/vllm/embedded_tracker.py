@@ -94,5 +94,10 @@ class UnconfirmedLoads:
         self._trackers.pop(tracker.request_id, None)
         tracker.end_load()
 
+    def clear(self) -> None:
+        """vLLM dropped all KV: what became of these loads matters no more."""
+        for tracker in list(self._trackers.values()):
+            self.forget(tracker)
+
     def __len__(self) -> int:
         return len(self._trackers)

@@ -19,7 +19,7 @@ from lmcache.core.keys import check_model_name
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.errors import ConfigError, DeclinedError, LMCacheError
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
-from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler
+from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler, no_prefix_cache
 from lmcache.integration.vllm.embedded_settings import check_chunk_size, embedded_config, lookup_address, not_honoured
 from lmcache.integration.vllm.embedded_worker import EmbeddedWorker, StoredEvent
 from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
@@ -99,6 +99,7 @@ class LMCacheConnectorV1Impl:
             self.config, client, make_algorithm(hash_algorithm(self.config)), facts, self._parallel.world_size,
             self._vllm_config.cache_config.block_size, transfer.is_kv_consumer, transfer.is_kv_producer,
             num_in_flight, self._forget_cached,
+            find_prefix_cache=no_prefix_cache if self._keeps_on_reset() else self._find_prefix_cache,
         )  # fmt: skip
         scheduler.find_root()
         return scheduler
@@ -118,6 +119,15 @@ class LMCacheConnectorV1Impl:
             "kv_load_failure_policy is set to recompute: a load that fails costs time, not the request "
             "(load_failure_policy=fail in kv_connector_extra_config leaves it as it was)"
         )
+
+    def _keeps_on_reset(self) -> bool:
+        """For those who reset vLLM's prefix cache only to measure, and never change its weights."""
+        return (self._vllm_config.kv_transfer_config.kv_connector_extra_config or {}).get("keep_on_reset") is True
+
+    def _find_prefix_cache(self) -> object | None:
+        """vLLM makes a new one of these with every reset of its prefix cache."""
+        manager = getattr(self._parent, "_kv_cache_manager", None)
+        return getattr(getattr(manager, "block_pool", None), "cached_block_hash_to_block", None)
 
     def _forget_cached(self, block_ids: set[int]) -> bool:
         manager = getattr(self._parent, "_kv_cache_manager", None)
