@@ -172,7 +172,7 @@ class EmbeddedEngine:
     def _hand_on(self, places: list[Place], cache_salt: str) -> None:
         if places and self._writes_to_tiers:
             ready = [place._replace(slot_word=ready_word(place.slot_word)) for place in places]
-            self.storage.stores.submit(self.pool, ready, self._layout_text, cache_salt)
+            self.storage.stores.submit(self.pool, ready, self._layout_text, cache_salt, self.rank.model_name)
 
     def retrieve(self, job: RetrieveJob) -> str:
         """Copy found chunks into the pages: empty, or why these pages must not be trusted. Ends its lookup."""
