@@ -211,11 +211,18 @@ def num_objects(server: RunningServer) -> int:
     return server.http.get("/status").json()["storage_manager"]["l1_manager"]["total_object_count"]
 
 
+def hear_sigint() -> None:
+    """Whoever runs the tests in the background of a shell has them, and their children, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_long_run(server: RunningServer) -> subprocess.Popen[str]:
     """In a process of its own, registered and under way."""
     before = num_objects(server)
     command = [sys.executable, "-m", "lmcache", *bench(server, "--requests", "1000000")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_env())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_env(), preexec_fn=hear_sigint
+    )
     deadline = time.monotonic() + 30
     while num_objects(server) <= before:
         assert process.poll() is None, process.communicate()
