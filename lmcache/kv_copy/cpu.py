@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lmcache.errors import DeclinedError
 
 _WORD_BYTES = 8
-_LARGE_PAGE_BYTES = 100000000
+_LARGE_PAGE_BYTES = 65536
 
 
 class CpuCopier:

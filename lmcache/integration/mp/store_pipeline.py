@@ -126,7 +126,7 @@ class StorePipeline:
         if joined is None:
             raise LMCacheError("no server")
         reserves = (self._ask(run.job, part, joined, open_batches) for part in self._parts(run))
-        asked = deque(islice(reserves, _RESERVES_AHEAD if run.state is RunState.READY else 1))
+        asked = deque(islice(reserves, _RESERVES_AHEAD))
         committing: deque[_Batch] = deque()
         outcome = StoreOutcome.SKIPPED
         while asked and outcome is not StoreOutcome.NO_ROOM:
