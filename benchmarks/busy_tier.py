@@ -52,6 +52,8 @@ def _measure(
     burst_chunks: int,
     prompt_tokens: int,
 ) -> list[Row]:
+    while running.status()["storage_manager"]["l1_manager"]["is_populating"]:
+        time.sleep(0.05)  # until then the pool is smaller, and a burst would evict the prompt
     tokens = [random.randrange(1 << 17) for _ in range(prompt_tokens)]
     store_chunks(engine, chunk_digests(make_algorithm("blake3"), engine.root, tokens, CHUNK_TOKENS))
     _wait_until_idle(running)

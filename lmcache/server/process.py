@@ -47,6 +47,9 @@ from lmcache.utils import get_version
 logger = logging.getLogger(__name__)
 
 _TOKEN_CHARACTERS_MIN = 16
+# How long a thread that computes keeps the request loop from the interpreter. With Python's own 5 ms a lookup
+# beside a busy tier took 0.94 to 1.30 times what it takes alone, with this 0.92 to 1.15 (benchmarks/busy_tier.py).
+_SWITCH_INTERVAL_S = 0.0005
 # Whoever stops a whole process group may well tell this process twice.
 _SAME_SIGNAL_S = 1.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +57,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def run_server(config: MPServerConfig, endpoints_package: str) -> int:
     """Serve until told to stop; the exit code. Raises LMCacheError where the set-up cannot work."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     level = config.observability.log_level
     set_up_logging("WARNING" if level == "INFO" else level, "uvicorn")  # its start and stop are told by us
     plan = plan_pool(config.mp, config.storage_manager)
