@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import pathlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,26 @@ class L2Backend(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """Remove everything."""
+
+
+class FilesBackend(L2Backend):
+    """Objects that lie somewhere as files, one each."""
+
+    @abc.abstractmethod
+    def path(self, key: ObjectKey) -> pathlib.Path:
+        """Where an object lies, whether it is there or not."""
+
+    def content(self, key: ObjectKey) -> bytes | None:
+        try:
+            return self.path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def replace(self, key: ObjectKey, content: bytes) -> None:
+        self.path(key).write_bytes(content)
+
+    def remove(self, key: ObjectKey) -> None:
+        self.path(key).unlink()
 
 
 class Clock:

@@ -13,10 +13,10 @@ from lmcache.l2.base import AdapterContext, L2Adapter
 from lmcache.l2.fs.adapter import FSL2Adapter
 from lmcache.l2.fs.config import FSConfig
 from lmcache.l2.fs.names import file_name, shard_name, shard_of
-from lmcache.testing.l2_backend import L2Backend
+from lmcache.testing.l2_backend import FilesBackend
 
 
-class FSBackend(L2Backend):
+class FSBackend(FilesBackend):
     """A folder of its own under `parent`; `settings` are those of the adapter."""
 
     def __init__(self, parent: pathlib.Path | None = None, **settings: object) -> None:
@@ -29,18 +29,6 @@ class FSBackend(L2Backend):
 
     def path(self, key: ObjectKey) -> pathlib.Path:
         return self.base / os.fsdecode(shard_name(shard_of(key))) / os.fsdecode(file_name(key))
-
-    def content(self, key: ObjectKey) -> bytes | None:
-        try:
-            return self.path(key).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def replace(self, key: ObjectKey, content: bytes) -> None:
-        self.path(key).write_bytes(content)
-
-    def remove(self, key: ObjectKey) -> None:
-        self.path(key).unlink()
 
     def num_objects(self) -> int:
         files = [path for path in self.base.rglob("*") if path.is_file()]

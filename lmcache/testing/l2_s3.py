@@ -11,7 +11,7 @@ from lmcache.l2.base import AdapterContext, L2Adapter
 from lmcache.l2.object_names import object_name
 from lmcache.l2.s3.adapter import S3L2Adapter
 from lmcache.l2.s3.config import S3Config
-from lmcache.testing.l2_backend import L2Backend
+from lmcache.testing.l2_backend import FilesBackend, L2Backend
 from lmcache.testing.s3_servers import (
     ACCESS_KEY_ID,
     BUCKET,
@@ -66,7 +66,7 @@ class MotoBackend(L2Backend):
             self._server.delete(name)
 
 
-class RcloneBackend(L2Backend):
+class RcloneBackend(FilesBackend):
     listing_asks_the_backend = True
 
     def __init__(self, server: RcloneServer) -> None:
@@ -78,18 +78,6 @@ class RcloneBackend(L2Backend):
 
     def path(self, key: ObjectKey) -> pathlib.Path:
         return self._server.bucket_folder / self.prefix / object_name(key)
-
-    def content(self, key: ObjectKey) -> bytes | None:
-        try:
-            return self.path(key).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def replace(self, key: ObjectKey, content: bytes) -> None:
-        self.path(key).write_bytes(content)
-
-    def remove(self, key: ObjectKey) -> None:
-        self.path(key).unlink()
 
     def num_objects(self) -> int:
         return sum(path.is_file() for path in (self._server.bucket_folder / self.prefix).rglob("*"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator
@@ -30,10 +29,7 @@ from tests.http.storage_site import (
     storage_site,
 )
 
-_NEEDS_WRAPPER = pytest.mark.skipif(
-    importlib.util.find_spec("lmcache.l2.serde_wrapper") is None, reason="there are no serdes"
-)
-BARE_AND_WRAPPED = [MOCK, MEMORY, pytest.param(WRAPPED_MOCK, marks=_NEEDS_WRAPPER)]
+BARE_AND_WRAPPED = [MOCK, MEMORY, WRAPPED_MOCK]
 KEY = {"chunk_hash_hex": "aa", "model_name": "m", "kv_rank": 0, "object_group_id": 0, "cache_salt": "user-a"}
 
 
@@ -233,7 +229,6 @@ def test_an_adapter_that_cannot_list(pool_folder: pathlib.Path, plugins: None) -
         assert site.tier().adapter.lookup([make_key(1)]) == [True]
 
 
-@_NEEDS_WRAPPER
 def test_an_adapter_that_cannot_list_says_so_through_its_wrapper(pool_folder: pathlib.Path, plugins: None) -> None:
     with storage_site(pool_folder, [SILENT[:-1] + ', "serde": {"type": "zstd"}}']) as site:
         answer = site.ask("GET", "/l2/keys")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -30,14 +29,11 @@ from tests.http.storage_site import (
     storage_site,
 )
 
-_NEEDS_WRAPPER = pytest.mark.skipif(
-    importlib.util.find_spec("lmcache.l2.serde_wrapper") is None, reason="there are no serdes"
-)
 _SIZE_HELP = "size must be a positive integer byte count or a string like '100GiB'"
 _PATHS = pytest.mark.parametrize("form", ["/reconfigure/{}/{}", "/reconfigure/{}/l2/{}"], ids=["old", "later"])
 
 
-@pytest.fixture(params=[MOCK, pytest.param(WRAPPED_MOCK, marks=_NEEDS_WRAPPER)], ids=["bare", "wrapped"])
+@pytest.fixture(params=[MOCK, WRAPPED_MOCK], ids=["bare", "wrapped"])
 def site(pool_folder: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[StorageSite]:
     with storage_site(pool_folder, [request.param]) as found:
         yield found
