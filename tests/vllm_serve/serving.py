@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pathlib
 import random
@@ -18,12 +19,14 @@ import httpx
 import psutil
 
 from lmcache.core.keys import ObjectKey
+from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_models import TINY_LLAMA
 from lmcache.testing.vllm_spec import ENVIRONMENT
 from tests.conftest import child_env
 from tests.server.running import RunningServer, free_port
 
 _UP_S = 240.0
+WARM_UP_TOKENS = 300  # a whole chunk
 _DOWN_S = 60.0
 
 
@@ -66,6 +69,21 @@ def worker_ids(server: RunningServer) -> list[int]:
 
 def num_clients(server: RunningServer) -> int:
     return int(status(server).get("worker_liveness", {}).get("tracked_instances", 0))
+
+
+def wait_until_it_saves(engine: EngineProcess, server: RunningServer) -> None:
+    """An engine that the server knows may not know it yet: its scheduler learns the root of its keys a moment
+    after all have registered, and what it is asked before that is not saved. Leaves nothing in L1."""
+    before = int(l1_status(server)["total_object_count"])
+    number = itertools.count()
+
+    def has_saved() -> bool:
+        engine.generate([random_prompt(f"warm-up {next(number)}", WARM_UP_TOKENS)], 1, salts=["warm-up"])
+        engine.forget()
+        return int(l1_status(server)["total_object_count"]) > before
+
+    wait_until(has_saved, "the engine saves what it computes")
+    assert server.http.post("/clear-cache").status_code == 200
 
 
 def is_stored_in_l2(server: RunningServer) -> bool:

@@ -17,7 +17,7 @@ from lmcache.testing.vllm_models import TINY_LLAMA
 from lmcache.testing.vllm_spec import EngineSpec
 from tests.server.running import RunningServer
 from tests.vllm_serve.conftest import CHUNK
-from tests.vllm_serve.serving import num_clients, random_prompt, status, wait_until, worker_ids
+from tests.vllm_serve.serving import num_clients, random_prompt, status, wait_until, wait_until_it_saves, worker_ids
 from tests.vllm_serve.workers import ENVIRONMENT, TWO_RANKS, in_workers
 
 NUM_BLOCKS, BLOCK = 24, 128
@@ -73,6 +73,7 @@ def engine(
     process = EngineProcess(spec)
     try:
         wait_until(lambda: num_clients(cache_server) == 1 + num_ranks, "a scheduler and its workers are registered")
+        wait_until_it_saves(process, cache_server)
         yield Checked(process, cache_server, num_ranks)
     finally:
         process.close()

@@ -13,7 +13,7 @@ from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_LLAMA
 from lmcache.testing.vllm_spec import EngineSpec
 from tests.server.running import RunningServer
 from tests.vllm_serve.conftest import CHUNK
-from tests.vllm_serve.serving import l1_status, num_clients, random_prompt, status, wait_until
+from tests.vllm_serve.serving import l1_status, num_clients, random_prompt, status, wait_until, wait_until_it_saves
 from tests.vllm_serve.workers import TWO_RANKS, filled_pages, in_workers
 
 NUM_CHUNKS = 3
@@ -26,6 +26,7 @@ def started(cache_server: RunningServer, spec: EngineSpec) -> Iterator[EnginePro
     process = EngineProcess(spec)
     try:
         wait_until(lambda: num_clients(cache_server) == NUM_CLIENTS, "a scheduler and two workers are registered")
+        wait_until_it_saves(process, cache_server)
         yield process
     finally:
         process.close()

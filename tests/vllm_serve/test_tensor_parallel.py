@@ -25,6 +25,7 @@ from tests.vllm_serve.serving import (
     random_prompt,
     status,
     wait_until,
+    wait_until_it_saves,
     worker_ids,
 )
 
@@ -68,6 +69,7 @@ def engine(
     process = EngineProcess(spec)
     try:
         wait_until(lambda: num_clients(cache_server) == 3, "a scheduler and two workers are registered")
+        wait_until_it_saves(process, cache_server)
         yield process
     finally:
         process.close()

@@ -22,6 +22,7 @@ from tests.vllm_serve.serving import (
     process_tree_killed,
     random_prompt,
     wait_until,
+    wait_until_it_saves,
     worker_ids,
 )
 
@@ -49,6 +50,7 @@ def slow_engine(
     assert process.process.pid is not None
     with process_tree_killed(process.process.pid):
         wait_until(lambda: num_clients(cache_server) == 4, "both engines are registered")
+        wait_until_it_saves(process, cache_server)
         yield process
 
 
