@@ -151,6 +151,14 @@ class AdapterNotFoundError(L2Error):
     """No such adapter is configured."""
 
 
+class UnknownBackendError(LMCacheError):
+    """The embedded engine has no backend of this name."""
+
+
+class LookupSwitchError(LMCacheError):
+    """There is no lookup client or server to be changed; the text is the documented one."""
+
+
 class ReconfigureError(L2Error):
     """A reconfiguration that was refused. `status` is the HTTP code that says why; `details` goes into the answer,
     and is all of it where the text is empty."""

@@ -14,23 +14,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import numpy as np
 
 from lmcache.core.keys import ObjectKey, check_cache_salt
 from lmcache.embedded.config import EmbeddedConfig, Rank
-from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
+from lmcache.embedded.jobs import Prompt, RetrieveJob, StoreJob
 from lmcache.embedded.lookup_locks import LookupLocks
 from lmcache.embedded.pool import close_private_pool, open_private_pool
 from lmcache.embedded.tiers import open_storage
+from lmcache.embedded.transfers import PageTransfers
 from lmcache.engine.pool import SERVER_UID
 from lmcache.kv_copy.base import KVCopier
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.l1.values import Place
 from lmcache.memory.records import ready_word
-from lmcache.protocol.blobs import split_places
-from lmcache.protocol.messages import ReserveStatus
 from lmcache.storage.prefetch_job import PrefetchRequest
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
@@ -62,13 +58,12 @@ class EmbeddedEngine:
         self.chunk_bytes = rank.layout.chunk_bytes(config.chunk_size)
         self.metrics = MetricRegistry()
         self.threads = PeriodicThreadRegistry()
-        self._copier = copier
         self._clock = clock
-        self._steps = steps
         self._layout_text = rank.layout.describe()
         self.storage = open_storage(config, SERVER_UID, secrets.randbits(63) | 1, self.metrics, clock)
         self.pool = open_private_pool(config, folder, clock)
         self.l1 = self.pool.l1
+        self._transfers = PageTransfers(rank, self.pool, copier, self.chunk_bytes, _RANK_UID, steps)
         lock_bytes_max = int(self.pool.pool_bytes * config.lock_fraction)
         self.locks = LookupLocks(self.l1, lock_bytes_max, config.lock_ttl_s, clock)
         self._is_closed = False
@@ -147,23 +142,9 @@ class EmbeddedEngine:
         """
         if not self.config.keeps_l1 and not self._writes_to_tiers:
             return ()
-        key = self._namespace(job.root, job.cache_salt)
-        reserved = self.l1.reserve(key, self.rank.rank_group, _RANK_UID, job.digests, self.chunk_bytes)
-        granted = split_places(self.l1.places(reserved.slots))
-        wanted = [i for i, status in enumerate(reserved.statuses) if status == ReserveStatus.RESERVED]
-        written: list[Place] = []
-        try:
-            for index, (slot, word, offset, length) in zip(wanted, granted, strict=True):
-                self._copier.gather(job.block_ids[index], self._slot(offset, length))
-                self._steps.reached("store.copied")
-                written.append(Place(slot, word, length))
-        finally:
-            accepted = set(self.l1.commit(_RANK_UID, written))
-            if len(written) < len(granted):
-                self.l1.abort(_RANK_UID, [Place(slot, word) for slot, word, _, _ in granted[len(written) :]])
-        kept = [place for place in written if place.slot in accepted]
-        self._hand_on(kept, job.cache_salt)
-        return tuple(job.digests[index] for index, place in zip(wanted, written, strict=True) if place.slot in accepted)
+        stored = self._transfers.store(self._namespace(job.root, job.cache_salt), job)
+        self._hand_on([place for _, place in stored], job.cache_salt)
+        return tuple(digest for digest, _ in stored)
 
     @property
     def _writes_to_tiers(self) -> bool:
@@ -178,27 +159,9 @@ class EmbeddedEngine:
         """Copy found chunks into the pages: empty, or why these pages must not be trusted. Ends its lookup."""
         key = self._namespace(job.root, job.cache_salt)
         try:
-            return next(filter(None, (self._retrieve_part(key, part) for part in job.parts)), "")
+            return self._transfers.retrieve(key, job.parts, self.config.keeps_l1)
         finally:
             self.locks.release((job.lookup_id,))
-
-    def _retrieve_part(self, key: NamespaceKey, part: RetrievePart) -> str:
-        self._steps.reached("retrieve.check")
-        place = self.l1.lock_key(key, self.rank.rank_group, part.digest, retain=self.config.keeps_l1)
-        if place is None:
-            return "it was evicted or cleared"
-        try:
-            held = self.l1.describe(place)
-            if held is None or held.length != self.chunk_bytes:
-                return "its place does not fit this engine"
-            self._copier.scatter(self._slot(held.offset, held.length), part.first_block, part.block_ids)
-            self._steps.reached("retrieve.copied")
-            return "" if self.l1.holds(place) else "it was cleared while it was read"
-        finally:
-            self.l1.unlock([place])
-
-    def _slot(self, offset: int, length: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return np.frombuffer(self.pool.view(offset, length), dtype=np.uint8)
 
     # Operators
 

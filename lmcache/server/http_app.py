@@ -9,9 +9,9 @@ from typing import Protocol
 import anyio.to_thread
 from fastapi import FastAPI
 
-from lmcache.server.http_errors import install_errors
-from lmcache.server.http_guard import GuardConfig, install_guard
-from lmcache.server.registry import HTTPAPIRegistry
+from lmcache.http.errors import install_errors
+from lmcache.http.guard import GuardConfig, install_guard
+from lmcache.http.registry import HTTPAPIRegistry
 
 TITLE = "LMCache HTTP API"
 API_VERSION = "1.0.0"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lmcache.config.checks import is_loopback
 from lmcache.config.mp_server import HTTPConfig
-from lmcache.server.http_guard import GuardConfig, read_tokens
-from lmcache.server.registry import HTTPAPIRegistry
-from lmcache.server.tls import check_certificate
+from lmcache.http.guard import GuardConfig, read_tokens
+from lmcache.http.registry import HTTPAPIRegistry
+from lmcache.http.tls import check_certificate
 
 _TOKENS_FLAG = "--http-auth-token-file"
 

@@ -22,6 +22,8 @@ from lmcache.engine.cache_server import EngineConfig
 from lmcache.engine.management import LivenessConfig
 from lmcache.engine.pool import PoolConfig
 from lmcache.errors import ConfigError
+from lmcache.http.secret_files import read_secret_file
+from lmcache.http.server import HTTPServer
 from lmcache.l2.registry import L2AdapterSpec
 from lmcache.logging import set_up_logging
 from lmcache.quota.manager import bytes_of_gb
@@ -29,12 +31,10 @@ from lmcache.server.addresses import http_url, listen, zmq_url
 from lmcache.server.announcement import start_lines
 from lmcache.server.http_app import make_app
 from lmcache.server.http_front import HTTPFront, prepare_http
-from lmcache.server.http_server import HTTPServer
 from lmcache.server.lifecycle import EngineOpener, EngineServer
 from lmcache.server.local_server import LocalServer, LocalServerConfig
 from lmcache.server.pool_plan import plan_pool
 from lmcache.server.pools import pool_name
-from lmcache.server.secret_files import read_secret_file
 from lmcache.server.state_files import quota_file
 from lmcache.storage.manager import StorageConfig
 from lmcache.storage.prefetch_controller import PrefetchConfig

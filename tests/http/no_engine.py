@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from lmcache.http.registry import HTTPAPIRegistry
 from lmcache.server.http_app import make_app
-from lmcache.server.registry import HTTPAPIRegistry
 
 
 class NoLifecycle:

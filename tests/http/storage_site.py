@@ -17,13 +17,13 @@ from lmcache.config.scripts import ScriptSettings
 from lmcache.core.keys import ObjectKey
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
 from lmcache.engine.pool import PoolConfig
+from lmcache.http.registry import HTTPAPIRegistry
 from lmcache.l2.base import AdapterContext, Deleted, KeyPage, L2Adapter, Loaded, Source, StoreStatus, Usage
 from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.l2.memory.config import MemoryConfig
 from lmcache.l2.registry import parse_adapters
 from lmcache.memory.pool_files import Geometry
 from lmcache.server.http_app import make_app
-from lmcache.server.registry import HTTPAPIRegistry
 from lmcache.storage.manager import StorageConfig
 from lmcache.storage.tier import Tier
 from lmcache.telemetry.metrics import MetricRegistry

@@ -11,7 +11,7 @@ import pytest
 
 import lmcache.utils
 from lmcache.cli.server import ENDPOINTS_PACKAGE
-from lmcache.server.registry import HTTPAPIRegistry
+from lmcache.http.registry import HTTPAPIRegistry
 from tests.http.document_000 import DOCUMENTED, LATER_NAMES, REGARDLESS_OF_ENGINE, SAMPLES, Sample
 
 _DOCS = pathlib.Path(__file__).parents[2] / "docs" / "http_api.md"

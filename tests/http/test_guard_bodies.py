@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.types import Message
 
-from lmcache.server.http_errors import install_errors, sendable
-from lmcache.server.http_guard import GuardConfig, install_guard
+from lmcache.http.errors import install_errors, sendable
+from lmcache.http.guard import GuardConfig, install_guard
 from tests.http.calling import ask
 
 _BOUND = 1000

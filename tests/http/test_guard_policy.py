@@ -8,8 +8,8 @@ import logging
 import pytest
 from fastapi import FastAPI
 
-from lmcache.server.http_guard import GuardConfig, Token, install_guard
-from lmcache.server.http_guard.demands import Demand, Role, demand_of
+from lmcache.http.guard import GuardConfig, Token, install_guard
+from lmcache.http.guard.demands import Demand, Role, demand_of
 from tests.http.calling import ELSEWHERE, LOOPBACK, ask
 
 _READ, _OPERATE, _ADMIN = "read-0123456789ab", "operate-0123456789", "admin-0123456789ab"

@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from lmcache.cli.server import ENDPOINTS_PACKAGE
+from lmcache.http.registry import HTTPAPIRegistry
 from lmcache.server.http_app import make_app
-from lmcache.server.registry import HTTPAPIRegistry
 from tests.http.test_guard_bodies import ODD_BODIES
 from tests.server.running import RunningServer
 

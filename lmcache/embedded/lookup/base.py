@@ -18,11 +18,17 @@ class LookupClient(Protocol):
         Raises DeclinedError if a rank says that it caches nothing.
         """
 
-    def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int:
-        """Leading chunks that every rank holds for this lookup. 0 also for any failure.
+    def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int | None:
+        """Leading chunks that every rank holds for this lookup. 0 also for any failure; None: ask again soon.
 
         Without `may_wait`, tiers below L1 are not asked.
         """
+
+    def forget(self, lookup_id: str) -> None:
+        """Nobody will ask for this lookup again. What ranks hold for it is released by its own way."""
+
+    def name(self) -> str:
+        """The class, around that of the client inside where there is one: `Outer(Inner(Core))`."""
 
     def close(self) -> None: ...
 
@@ -33,7 +39,30 @@ class LookupServer(Protocol):
     def start(self) -> None:
         """Raises ConfigError where nobody can listen there."""
 
+    def name(self) -> str:
+        """The class."""
+
     def close(self) -> None: ...
+
+
+class LookupSwitch(Protocol):
+    """Changes this process's client (of a scheduler) or server (of a worker) while it is in use. Any thread.
+
+    Names are those of `LookupClient.name` and `LookupServer.name`, or "None".
+    """
+
+    def info(self) -> tuple[str, str]:
+        """Client and server."""
+
+    def close(self) -> str:
+        """Until another is made, lookups miss. The old one's name. Raises LookupSwitchError."""
+
+    def create(self, is_dry_run: bool) -> str:
+        """By the configuration of now; the new one's name. A dry run makes and closes one that nobody meets.
+        Raises LookupSwitchError, ConfigError."""
+
+    def recreate(self) -> tuple[str, str]:
+        """Close and create in one step. Raises LookupSwitchError where there is nothing to replace, ConfigError."""
 
 
 class LookupTarget(Protocol):

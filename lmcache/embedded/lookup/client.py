@@ -119,6 +119,12 @@ class LMCacheLookupClient:
         for rank in self._silent:
             _send(self._sockets[rank], encoded)
 
+    def forget(self, lookup_id: str) -> None:
+        """Every lookup is over when it returns."""
+
+    def name(self) -> str:
+        return type(self).__name__
+
     def close(self) -> None:
         for socket in self._sockets:
             socket.close()

@@ -49,6 +49,9 @@ class LMCacheLookupServer:
         self._thread = threading.Thread(target=self._run, args=(socket, stopping), name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
+    def name(self) -> str:
+        return type(self).__name__
+
     def close(self) -> None:
         """Answers what it is at, then ends; the socket file goes. Idempotent."""
         context, self._context = self._context, None

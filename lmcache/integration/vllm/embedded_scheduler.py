@@ -145,7 +145,8 @@ class EmbeddedScheduler:
         tracker.local_tokens = num_computed_tokens
         if tracker.has_failed or not self._can_load or not self._rehash(tracker):
             return 0
-        self._look_up(tracker, num_computed_tokens)
+        if not self._look_up(tracker, num_computed_tokens):
+            return None
         found = tracker.num_found_chunks * self._config.chunk_size
         # A token must be left to compute.
         num_tokens = min(found, request.num_tokens - 1) - num_computed_tokens
@@ -154,17 +155,22 @@ class EmbeddedScheduler:
             return 0
         return int(num_tokens)
 
-    def _look_up(self, tracker: EmbeddedTracker, num_local_tokens: int) -> None:
-        """Ask the ranks, unless they were asked the same a moment ago and hold what they found."""
+    def _look_up(self, tracker: EmbeddedTracker, num_local_tokens: int) -> bool:
+        """Ask the ranks, unless they were asked the same a moment ago and hold what they found.
+        False: the answer is not there yet."""
         digests = tracker.chain.digests
         is_fresh = tracker.is_holding and self._clock() - tracker.asked_at_s < _ANSWER_REUSE_S
         if is_fresh and tracker.num_asked_chunks == len(digests):
-            return
+            return True
         prompt = Prompt(self._root, tracker.cache_salt, tuple(digests))
         may_wait = len(digests) * self._config.chunk_size > num_local_tokens
-        tracker.num_found_chunks = self.client.lookup(tracker.request_id, prompt, may_wait)
-        tracker.num_asked_chunks, tracker.asked_at_s, tracker.is_holding = len(digests), self._clock(), True
-        tracker.num_known_chunks = max(tracker.num_known_chunks, tracker.num_found_chunks)
+        found = self.client.lookup(tracker.request_id, prompt, may_wait)
+        tracker.is_holding = True
+        if found is None:
+            return False
+        tracker.num_asked_chunks, tracker.num_found_chunks, tracker.asked_at_s = len(digests), found, self._clock()
+        tracker.num_known_chunks = max(tracker.num_known_chunks, found)
+        return True
 
     def _release(self, tracker: EmbeddedTracker) -> None:
         """The ranks hold nothing for this request any more, from the next step on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmcache.server.registry import HTTPAPIRegistry
+from lmcache.http.registry import HTTPAPIRegistry
 from lmcache.v1.internal_api_server import common
 
 # Modules of that package whose endpoints make no sense in this process.

@@ -12,7 +12,7 @@ from fastapi import HTTPException, Request, Response
 
 from lmcache.engine.cache_server import MPCacheServer
 from lmcache.errors import AdapterNotFoundError
-from lmcache.server.http_errors import sendable
+from lmcache.http.errors import sendable
 from lmcache.storage.manager import StorageManager
 from lmcache.storage.tier import Tier
 

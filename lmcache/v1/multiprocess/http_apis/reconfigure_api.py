@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from lmcache.errors import AdapterNotFoundError, L2Error, ReconfigureError
-from lmcache.server.http_errors import sendable
+from lmcache.http.errors import sendable
 from lmcache.v1.multiprocess.http_apis.dax_bodies import BODY_OF_OPERATION, payload_of
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
     NO_ENGINE,

@@ -16,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Route
 
 from lmcache.errors import ConfigError, EndpointError
-from lmcache.server.endpoint_modules import SUFFIX, entry_point_objects, folder_modules, package_modules
+from lmcache.http.endpoint_modules import SUFFIX, entry_point_objects, folder_modules, package_modules
 
 logger = logging.getLogger(__name__)
 

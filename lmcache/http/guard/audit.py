@@ -6,8 +6,8 @@ import logging
 
 from starlette.types import Scope
 
-from lmcache.server.http_guard.callers import describe_peer
-from lmcache.server.http_guard.tokens import Token
+from lmcache.http.guard.callers import describe_peer
+from lmcache.http.guard.tokens import Token
 
 logger = logging.getLogger("lmcache.audit")
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from lmcache.errors import ConfigError, EndpointError
-from lmcache.server.registry import HTTPAPIRegistry
+from lmcache.http.registry import HTTPAPIRegistry
 from tests.http.calling import ask
 
 _PACKAGE = "endpoints_under_test"

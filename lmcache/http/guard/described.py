@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from lmcache.server.http_guard.demands import demand_of
-from lmcache.server.http_guard.policy import GuardConfig
+from lmcache.http.guard.demands import demand_of
+from lmcache.http.guard.policy import GuardConfig
 
 _SCHEME = "bearer"
 _ERROR_SCHEMA = {

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lmcache.errors import ConfigError
-from lmcache.server.http_guard.demands import Role
-from lmcache.server.secret_files import read_secret_file
+from lmcache.http.guard.demands import Role
+from lmcache.http.secret_files import read_secret_file
 
 _CHARACTERS_MIN = 16
 # What a bearer token may consist of in a header (RFC 6750).

@@ -10,12 +10,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lmcache.server.http_guard import audit
-from lmcache.server.http_guard.bodies import BodyBound, BodyTooLargeError, announced_bytes
-from lmcache.server.http_guard.callers import is_local
-from lmcache.server.http_guard.demands import demand_of
-from lmcache.server.http_guard.described import describe_guard
-from lmcache.server.http_guard.policy import Call, GuardConfig, Refusal, Verdict, judge
+from lmcache.http.guard import audit
+from lmcache.http.guard.bodies import BodyBound, BodyTooLargeError, announced_bytes
+from lmcache.http.guard.callers import is_local
+from lmcache.http.guard.demands import demand_of
+from lmcache.http.guard.described import describe_guard
+from lmcache.http.guard.policy import Call, GuardConfig, Refusal, Verdict, judge
 
 _POLICY_VIOLATION = 1008
 # What proxies write into their logs for a client that left before it was answered.

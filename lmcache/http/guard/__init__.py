@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lmcache.server.http_guard.middleware import install_guard
-from lmcache.server.http_guard.policy import GuardConfig
-from lmcache.server.http_guard.tokens import Token, read_tokens
+from lmcache.http.guard.middleware import install_guard
+from lmcache.http.guard.policy import GuardConfig
+from lmcache.http.guard.tokens import Token, read_tokens
 
 __all__ = ["GuardConfig", "Token", "install_guard", "read_tokens"]

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmcache.server.http_guard.callers import is_own_name, is_same_origin
-from lmcache.server.http_guard.demands import Demand, Role
-from lmcache.server.http_guard.tokens import Token, find_token
+from lmcache.http.guard.callers import is_own_name, is_same_origin
+from lmcache.http.guard.demands import Demand, Role
+from lmcache.http.guard.tokens import Token, find_token
 
 _BODY_BYTES_MAX = 8 << 20
 _REALM = 'Bearer realm="lmcache"'
