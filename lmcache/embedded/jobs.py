@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The whole chunks of a prompt, or some of them, of one tenant and one root."""
+    """The chunks of a prompt, or some of them, of one tenant and one root.
+
+    `tail_blocks`: blocks of the last of them where it is not a whole chunk; 0: all are whole.
+    """
 
     root: bytes
     cache_salt: str
     digests: tuple[bytes, ...]
+    tail_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,9 @@ class LMCacheLookupClient:
     def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int:
         timeout_s = self._timeout_ms() / 1000
         wait_s = timeout_s * _WAIT_SHARE if may_wait else 0.0
-        question = m.Lookup(lookup_id, prompt.root, prompt.cache_salt, b"".join(prompt.digests), wait_s)
+        question = m.Lookup(
+            lookup_id, prompt.root, prompt.cache_salt, b"".join(prompt.digests), wait_s, prompt.tail_blocks
+        )
         answers = self._ask_all(question, timeout_s)
         return min(map(_num_chunks, answers)) if answers else 0
 

@@ -22,13 +22,14 @@ class Declined(msgspec.Struct, tag=True, frozen=True):
 
 
 class Lookup(msgspec.Struct, tag=True, frozen=True):
-    """`wait_s`: how long the answer may take where tiers must be asked."""
+    """`wait_s`: how long the answer may take where tiers must be asked. `tail_blocks` as in `jobs.Prompt`."""
 
     lookup_id: str
     root: bytes
     cache_salt: str
     digests: bytes
     wait_s: float
+    tail_blocks: int = 0
 
 
 class Found(msgspec.Struct, tag=True, frozen=True):

@@ -92,5 +92,6 @@ class LMCacheLookupServer:
     def _answer_question(self, question: m.Question) -> m.Answer:
         if isinstance(question, m.Hello):
             return m.Introduction(msgspec.json.encode(self._target.introduce()))
-        prompt = Prompt(question.root, question.cache_salt, tuple(split_digests(question.digests)))
+        digests = tuple(split_digests(question.digests))
+        prompt = Prompt(question.root, question.cache_salt, digests, question.tail_blocks)
         return m.Found(self._target.lookup(question.lookup_id, prompt, question.wait_s))
