@@ -16,8 +16,8 @@ import traceback
 
 from benchmarks.common import Row, interrupt_once
 
-NAMES = ("transfer", "lookup", "start", "scale", "http", "busy_tier", "fs", "s3", "redis", "vllm_ttft", "hooks")
-_NEED_VLLM = ("vllm_ttft", "hooks")
+_NEED_VLLM = ("vllm_ttft", "hooks", "embedded_ttft", "embedded_hooks", "embedded_start")
+NAMES = ("transfer", "lookup", "start", "scale", "http", "busy_tier", "fs", "s3", "redis", *_NEED_VLLM)
 
 
 def machine_facts() -> str:

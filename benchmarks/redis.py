@@ -6,14 +6,12 @@ loads into the pool; redis-py alone loads into memory of its own.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import redis
 
-from benchmarks.common import Row, alternating_pairs, print_rows
-from benchmarks.tier_runs import TierRuns, plain_keys
+from benchmarks.common import Row, print_rows
+from benchmarks.tier_runs import ClientRuns, client_rows
 from lmcache.core.sizes import MIB
 from lmcache.l2.base import AdapterContext
 from lmcache.l2.redis import Config, make
@@ -25,32 +23,24 @@ NUM_THREADS = 2
 NUM_PAIRS = 11
 
 
-class _Contest(TierRuns):
-    """Objects in memory, a tier on the server, and bare threads on other keys of it."""
-
+class _Keyspace(ClientRuns):
     def __init__(self, server: RedisServer) -> None:
         # One thread of a tier is kept free for reads.
         config = Config(unix_socket_path=server.socket_path, prefix="tier", num_workers=NUM_THREADS + 1)
-        pool = memoryview(bytearray(os.urandom(MIB) * (NUM_OBJECTS * OBJECT_BYTES // MIB)))
-        super().__init__(make(config, AdapterContext("redis")), plain_keys(NUM_OBJECTS), pool)
+        adapter = make(config, AdapterContext("redis"))
+        super().__init__(adapter, NUM_OBJECTS, OBJECT_BYTES, NUM_THREADS, NUM_THREADS)
         self._bare = redis.Redis(unix_socket_path=server.socket_path)
-        self._threads = ThreadPoolExecutor(NUM_THREADS)
 
-    def bare_store(self) -> None:
-        self._in_threads(lambda number: self._bare.set(f"bare-{number}", self.slot(number)))
+    def put(self, name: str, data: memoryview) -> object:
+        return self._bare.set(name, data)
 
-    def bare_load(self) -> None:
-        self._in_threads(lambda number: self._bare.get(f"bare-{number}"))
+    def get(self, name: str) -> object:
+        return self._bare.get(name)
 
-    def _in_threads(self, work: Callable[[int], object]) -> None:
-        list(self._threads.map(work, range(NUM_OBJECTS)))
-
-    def delete(self) -> None:
-        super().delete()
-        self._bare.delete(*[f"bare-{number}" for number in range(NUM_OBJECTS)])
+    def delete_bare(self, names: Sequence[str]) -> None:
+        self._bare.delete(*names)
 
     def close(self) -> None:
-        self._threads.shutdown()
         super().close()
         self._bare.close()
 
@@ -60,18 +50,9 @@ def main() -> list[Row]:
         raise RuntimeError("there is no redis-server: install the dev extra, or the system's")
     server = RedisServer()
     try:
-        contest = _Contest(server)
-        try:
-            stores = alternating_pairs(contest.store, contest.bare_store, contest.delete, NUM_PAIRS)
-            loads = alternating_pairs(contest.load, contest.bare_load, lambda: None, NUM_PAIRS)
-        finally:
-            contest.close()
+        rows = client_rows(lambda: _Keyspace(server), NUM_PAIRS, "redis-py alone")
     finally:
         server.close()
-    rows = [
-        *contest.compared("load", loads, "redis-py alone"),
-        *contest.compared("store", stores, "redis-py alone"),
-    ]
     print_rows(f"redis: {NUM_OBJECTS} objects of 8 MiB, {NUM_THREADS} threads, a unix socket", rows)
     return rows
 

@@ -6,16 +6,14 @@ loads into the pool; obstore alone loads into memory of its own.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import obstore
 
-from benchmarks.common import SHARED_MEMORY, Row, alternating_pairs, print_rows
-from benchmarks.tier_runs import TierRuns, plain_keys
+from benchmarks.common import SHARED_MEMORY, Row, print_rows
+from benchmarks.tier_runs import ClientRuns, client_rows
 from lmcache.core.sizes import MIB
 from lmcache.l2.base import AdapterContext
 from lmcache.l2.s3 import make
@@ -29,37 +27,22 @@ NUM_THREADS = 4
 NUM_PAIRS = 11
 
 
-class _Bucket(TierRuns):
-    """Objects in memory, a tier on the bucket, and bare threads on another prefix of it."""
-
+class _Bucket(ClientRuns):
     def __init__(self, server: RcloneServer) -> None:
         # One thread of a tier is kept free of stores.
         config = s3_config(server, "tier", s3_num_io_threads=NUM_THREADS + 1)
-        pool = memoryview(bytearray(os.urandom(MIB) * (NUM_OBJECTS * OBJECT_BYTES // MIB)))
-        super().__init__(make(config, AdapterContext("s3")), plain_keys(NUM_OBJECTS), pool)
+        adapter = make(config, AdapterContext("s3"))
+        super().__init__(adapter, NUM_OBJECTS, OBJECT_BYTES, NUM_THREADS, NUM_THREADS + 1)
         self._bare = make_store(s3_config(server, "bare", s3_num_io_threads=NUM_THREADS))
-        self._threads = ThreadPoolExecutor(NUM_THREADS + 1)
-        self._store_threads = ThreadPoolExecutor(NUM_THREADS)
 
-    def bare_store(self) -> None:
-        put = obstore.put
-        _all(self._store_threads, lambda number: put(self._bare, str(number), self.slot(number), use_multipart=False))
+    def put(self, name: str, data: memoryview) -> object:
+        return obstore.put(self._bare, name, data, use_multipart=False)
 
-    def bare_load(self) -> None:
-        _all(self._threads, lambda number: obstore.get(self._bare, str(number)).bytes())
+    def get(self, name: str) -> object:
+        return obstore.get(self._bare, name).bytes()
 
-    def delete(self) -> None:
-        super().delete()
-        obstore.delete(self._bare, [str(number) for number in range(NUM_OBJECTS)])
-
-    def close(self) -> None:
-        self._threads.shutdown()
-        self._store_threads.shutdown()
-        super().close()
-
-
-def _all(threads: ThreadPoolExecutor, work: Callable[[int], object]) -> None:
-    list(threads.map(work, range(NUM_OBJECTS)))
+    def delete_bare(self, names: Sequence[str]) -> None:
+        obstore.delete(self._bare, list(names))
 
 
 def main() -> list[Row]:
@@ -70,15 +53,9 @@ def main() -> list[Row]:
         server = RcloneServer(program, pathlib.Path(folder))
         server.start()
         try:
-            bucket = _Bucket(server)
-            try:
-                stores = alternating_pairs(bucket.store, bucket.bare_store, bucket.delete, NUM_PAIRS)
-                loads = alternating_pairs(bucket.load, bucket.bare_load, lambda: None, NUM_PAIRS)
-            finally:
-                bucket.close()
+            rows = client_rows(lambda: _Bucket(server), NUM_PAIRS, "obstore alone")
         finally:
             server.kill()
-    rows = [*bucket.compared("load", loads, "obstore alone"), *bucket.compared("store", stores, "obstore alone")]
     print_rows(f"s3: {NUM_OBJECTS} objects of 16 MiB, {NUM_THREADS} threads, rclone on this machine", rows)
     return rows
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import queue
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.common import Row, median
+from benchmarks.common import Row, alternating_pairs, median
 from lmcache.core.keys import ObjectKey
+from lmcache.core.sizes import MIB
 from lmcache.l2.base import L2Adapter, Source, StoreStatus
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier
@@ -61,6 +65,58 @@ class TierRuns:
 
     def close(self) -> None:
         self.tier.close(10)
+
+
+class ClientRuns(TierRuns, ABC):
+    """A tier on a server, and a bare client of that server with other keys and threads of its own."""
+
+    def __init__(
+        self, adapter: L2Adapter, num_objects: int, object_bytes: int, num_writers: int, num_readers: int
+    ) -> None:
+        pool = memoryview(bytearray(os.urandom(MIB) * (num_objects * object_bytes // MIB)))
+        super().__init__(adapter, plain_keys(num_objects), pool)
+        self._writers = ThreadPoolExecutor(num_writers)
+        self._readers = ThreadPoolExecutor(num_readers)
+
+    @abstractmethod
+    def put(self, name: str, data: memoryview) -> object: ...
+
+    @abstractmethod
+    def get(self, name: str) -> object: ...
+
+    @abstractmethod
+    def delete_bare(self, names: Sequence[str]) -> None: ...
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"bare-{number}" for number in range(len(self.keys))]
+
+    def bare_store(self) -> None:
+        slots = [self.slot(number) for number in range(len(self.keys))]
+        list(self._writers.map(self.put, self._names, slots))
+
+    def bare_load(self) -> None:
+        list(self._readers.map(self.get, self._names))
+
+    def delete(self) -> None:
+        super().delete()
+        self.delete_bare(self._names)
+
+    def close(self) -> None:
+        self._writers.shutdown()
+        self._readers.shutdown()
+        super().close()
+
+
+def client_rows(start: Callable[[], ClientRuns], num_pairs: int, client_name: str) -> list[Row]:
+    """Of stores, then of loads of what was stored last."""
+    runs = start()
+    try:
+        stores = alternating_pairs(runs.store, runs.bare_store, runs.delete, num_pairs)
+        loads = alternating_pairs(runs.load, runs.bare_load, lambda: None, num_pairs)
+    finally:
+        runs.close()
+    return [*runs.compared("load", loads, client_name), *runs.compared("store", stores, client_name)]
 
 
 def plain_keys(count: int) -> list[ObjectKey]:

@@ -29,6 +29,13 @@ def set_up_logging(level: str, name: str = ROOT_NAME) -> None:
         logger.addHandler(handler)
 
 
+def is_set_up_elsewhere(name: str) -> bool:
+    """Whether somebody else than `set_up_logging` has given this logger a level or a handler."""
+    logger = logging.getLogger(name)
+    is_ours = any(isinstance(handler, _OwnHandler) for handler in logger.handlers)
+    return not is_ours and (bool(logger.handlers) or logger.level != logging.NOTSET)
+
+
 def init_logger(name: str) -> logging.Logger:
     """A logger inside a process that is not ours (vLLM imports this), at the level of LMCACHE_LOG_LEVEL."""
     if not logging.getLogger(ROOT_NAME).handlers:

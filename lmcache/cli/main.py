@@ -18,7 +18,9 @@ _EXIT_INTERRUPTED = 130
 # Name, module with a `command`, and what the help says of it.
 _COMMANDS = {
     "server": ("lmcache.cli.server", "Run the cache server that vLLM connects to."),
+    "standalone": ("lmcache.cli.standalone", "Run the in-process engine without vLLM, over synthetic pages."),
     "pool": ("lmcache.cli.pool", "List and remove the shared-memory pools of this user."),
+    "doctor": ("lmcache.cli.doctor.command", "Name what does not fit in a vLLM command line or its settings."),
     "ping": ("lmcache.cli.ping", "Is the server up and ready?"),
     "status": ("lmcache.cli.status", "Show health, L1, workers, L2 adapters and controllers."),
     "conf": ("lmcache.cli.conf", "Show the settings in force."),

@@ -135,3 +135,11 @@ class PrefixChain:
             extra = extras[index] if index < len(extras) else b""
             prefix = next_digest(prefix, blob[start : start + step], extra)
             digests.append(prefix)
+
+    def tail_digest(self, tail: Sequence[int], extra: bytes = b"") -> bytes:
+        """The digest of what follows the chunks hashed so far, where it is not a whole chunk. The chain stays as it is.
+
+        It names fewer tokens than a chunk has, so no whole chunk has the same one.
+        """
+        prefix = self.digests[-1] if self.digests else self._root
+        return self._algorithm.next_digest(prefix, tokens_to_bytes(tail), extra)

@@ -1,4 +1,4 @@
-"""What an embedded engine is told at its start, in its own terms. Knows no file, variable or key of users."""
+"""What an embedded engine is told, in its own terms. Knows no file, variable or key of users."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class EmbeddedConfig:
 
     `reserve_bytes` of memory are left free by the pool. `lock_fraction`: the share of the pool that
     lookups may hold. `drain_timeout_s`: how long the end of the process waits for stores to the tiers.
+    `blocking_timeout_s`: how long a load waits for chunks that only the tiers have. `retrieve_locations` and
+    `store_location` name the only backends that lookups and loads, or stores, go to; None: all. A running engine
+    follows all but the sizes, the fraction and the algorithm (`EmbeddedEngine.follow`).
     """
 
     chunk_size: int = 256
@@ -36,6 +39,10 @@ class EmbeddedConfig:
     lock_check_interval_s: float = 30.0
     lock_fraction: float = 0.5
     drain_timeout_s: float = 3.0
+    blocking_timeout_s: float = 10.0
+    retrieve_locations: tuple[str, ...] | None = None
+    store_location: str | None = None
+    hash_algorithm: str = "blake3"
 
 
 @dataclass(frozen=True, slots=True)

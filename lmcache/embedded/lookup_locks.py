@@ -29,7 +29,7 @@ class LookupLocks:
     def __init__(self, l1: L1Manager, bytes_max: int, ttl_s: float, clock: Callable[[], float]) -> None:
         self._l1 = l1
         self._bytes_max = bytes_max
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
         self._clock = clock
         self._mutex = threading.Lock()
         self._held: dict[str, _Held] = {}
@@ -44,7 +44,7 @@ class LookupLocks:
             places = [Place(slot, word, length) for slot, word, _, length in split_places(packed)]
             num_bytes = sum(place.length for place in places)
             if places:
-                self._held[lookup_id] = _Held(places, num_bytes, self._clock() + self._ttl_s)
+                self._held[lookup_id] = _Held(places, num_bytes, self._clock() + self.ttl_s)
             self._num_bytes = others_bytes + num_bytes
             if old is not None:
                 self._l1.unlock(old.places)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.embedded.kv_tensors import KVTensors
-from lmcache.embedded.lookup.base import LookupSwitch
+from lmcache.embedded.lookup.base import LookupClient, LookupSwitch
 from lmcache.embedded.operations import CacheOperations
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
@@ -54,6 +54,29 @@ class InferenceEngine(Protocol):
     def version(self) -> dict[str, object]: ...
 
 
+@runtime_checkable
+class HasClient(Protocol):
+    """The `LookupSwitch` of a scheduler."""
+
+    @property
+    def current(self) -> LookupClient | None:
+        """The outermost client; None while there is none."""
+
+
+@runtime_checkable
+class ChunkStatistics(Protocol):
+    """A lookup client that counts chunks."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def status(self) -> dict[str, object]:
+        """Under the documented names."""
+
+
 @dataclass(slots=True)
 class EmbeddedManager:
     """`find_engine` and `find_kv_tensors` answer None where there is none now. `lookup` is None only where
@@ -76,3 +99,10 @@ class EmbeddedManager:
     @property
     def kv_tensors(self) -> KVTensors | None:
         return self.find_kv_tensors()
+
+    @property
+    def lookup_client(self) -> LookupClient | None:
+        """The outermost; None on a worker, and while there is none."""
+        if self.metadata.role != SCHEDULER or not isinstance(self.lookup, HasClient):
+            return None
+        return self.lookup.current

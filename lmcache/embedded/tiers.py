@@ -21,15 +21,19 @@ class NoLimits:
 
 
 def open_storage(
-    config: EmbeddedConfig, owner_uid: int, boot_id: int, metrics: MetricRegistry, clock: Callable[[], float]
+    config: EmbeddedConfig,
+    owner_uid: int,
+    boot_id: int,
+    metrics: MetricRegistry,
+    clock: Callable[[], float],
+    is_reader: bool = False,
 ) -> StorageManager:
-    """Makes the adapters and opens none. Raises ConfigError."""
+    """Makes the adapters and opens none. What L1 keeps is said with every store and every load. Raises ConfigError."""
     storage = StorageConfig(
         adapters=tuple(backend.adapter for backend in config.backends),
         names=tuple(backend.name for backend in config.backends),
-        store_policy="default" if config.keeps_l1 else "skip_l1",
-        prefetch_policy="retain" if config.keeps_l1 else "default",
         drain_timeout_s=config.drain_timeout_s,
+        is_reader=is_reader,
     )
     read_failure = metrics.counter(
         "lmcache_mp_l1_read_failure_chunks", "Objects that were gone when they were to be read",

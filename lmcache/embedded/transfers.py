@@ -5,13 +5,16 @@ Decides nothing about what is kept, and knows no tier and no lookup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lmcache.embedded.config import Rank
-from lmcache.embedded.jobs import RetrievePart, StoreJob
+from lmcache.embedded.jobs import RetrieveJob, RetrievePart, StoreJob
+from lmcache.embedded.layer_transfers import Bytes, HeldPart, LayerLoad, LayerStore, ReservedChunk, Stored
+from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.engine.pool import Pool
 from lmcache.kv_copy.base import KVCopier
 from lmcache.l1.namespace import NamespaceKey
@@ -32,8 +35,11 @@ class PageTransfers:
         chunk_bytes: int,
         writer_uid: int,
         steps: StepObserver = NO_STEPS,
+        meter: EmbeddedMetrics | None = None,
     ) -> None:
+        self._meter = meter or EmbeddedMetrics.unshown()
         self._rank_group = rank.rank_group
+        self._block_size = rank.layout.block_size
         self._pool = pool
         self._l1 = pool.l1
         self._copier = copier
@@ -41,49 +47,111 @@ class PageTransfers:
         self._writer_uid = writer_uid
         self._steps = steps
 
-    def store(self, key: NamespaceKey, job: StoreJob) -> list[tuple[bytes, Place]]:
+    def store(self, key: NamespaceKey, job: StoreJob) -> list[Stored]:
         """Copy the pages of chunks that L1 does not have; the digests of those that found room, and where they are.
 
         When this returns, nobody reads those pages any more.
         """
-        reserved = self._l1.reserve(key, self._rank_group, self._writer_uid, job.digests, self._chunk_bytes)
-        granted = split_places(self._l1.places(reserved.slots))
-        wanted = [i for i, status in enumerate(reserved.statuses) if status == ReserveStatus.RESERVED]
-        written: list[Place] = []
+        chunks, num_written = self._reserve(key, job), 0
+        stored: list[Stored] = []
+        begun_s = self._meter.clock()
         try:
-            for index, (slot, word, offset, length) in zip(wanted, granted, strict=True):
-                self._copier.gather(job.block_ids[index], self._slot(offset, length))
+            for chunk in chunks:
+                self._copier.gather(chunk.block_ids, chunk.slot)
                 self._steps.reached("store.copied")
-                written.append(Place(slot, word, length))
+                num_written += 1
+            if chunks:
+                self._meter.gathered(self._meter.clock() - begun_s)
         finally:
-            accepted = set(self._l1.commit(self._writer_uid, written))
-            if len(written) < len(granted):
-                unused = [Place(slot, word) for slot, word, _, _ in granted[len(written) :]]
-                self._l1.abort(self._writer_uid, unused)
-        return [
-            (job.digests[index], place)
-            for index, place in zip(wanted, written, strict=True)
-            if place.slot in accepted
-        ]  # fmt: skip
+            stored += self._commit(chunks[:num_written])
+            self._abort(chunks[num_written:])
+        return stored
+
+    def begin_store(self, key: NamespaceKey, job: StoreJob) -> LayerStore:
+        """Slots for the chunks that L1 does not have, before their pages are computed."""
+        return LayerStore(self._reserve(key, job), self._copier, self._commit, self._abort)
+
+    def _reserve(self, key: NamespaceKey, job: StoreJob) -> list[ReservedChunk]:
+        reserved: list[ReservedChunk] = []
+        chunks = zip(job.digests, job.block_ids, strict=True)
+        for num_blocks, group in itertools.groupby(chunks, key=lambda chunk: len(chunk[1])):
+            alike = list(group)
+            result = self._l1.reserve(
+                key, self._rank_group, self._writer_uid, [digest for digest, _ in alike], self._bytes_of(num_blocks)
+            )
+            self._meter.made_room(result.num_evicted, result.statuses.count(ReserveStatus.NO_ROOM))
+            granted = iter(split_places(self._l1.places(result.slots)))
+            for (digest, block_ids), status in zip(alike, result.statuses, strict=True):
+                if status == ReserveStatus.RESERVED:
+                    slot, word, offset, length = next(granted)
+                    place = Place(slot, word, length)
+                    reserved.append(ReservedChunk(digest, block_ids, place, self._slot(offset, length)))
+        return reserved
+
+    def _bytes_of(self, num_blocks: int) -> int:
+        return num_blocks * self._copier.block_bytes
+
+    def _commit(self, chunks: Sequence[ReservedChunk]) -> list[Stored]:
+        accepted = set(self._l1.commit(self._writer_uid, [chunk.place for chunk in chunks]))
+        return [(chunk.digest, chunk.place) for chunk in chunks if chunk.place.slot in accepted]
+
+    def _abort(self, chunks: Sequence[ReservedChunk]) -> None:
+        if chunks:
+            self._l1.abort(self._writer_uid, [chunk.place for chunk in chunks])
 
     def retrieve(self, key: NamespaceKey, parts: Sequence[RetrievePart], retain: bool) -> str:
         """Copy chunks that L1 has into the pages: empty, or why these pages must not be trusted."""
-        return next(filter(None, (self._retrieve_part(key, part, retain) for part in parts)), "")
+        begun_s = self._meter.clock()
+        failure = next(filter(None, (self._retrieve_part(key, part, retain) for part in parts)), "")
+        if not failure:
+            self._meter.scattered(self._meter.clock() - begun_s)
+        return failure
 
     def _retrieve_part(self, key: NamespaceKey, part: RetrievePart, retain: bool) -> str:
+        held = self._hold(key, part, retain)
+        if isinstance(held, str):
+            return held
+        try:
+            self._copier.scatter(held.slot, part.first_block, part.block_ids)
+            self._steps.reached("retrieve.copied")
+            return "" if self._l1.holds(held.place) else "it was cleared while it was read"
+        finally:
+            self._l1.unlock([held.place])
+
+    def begin_retrieve(
+        self, key: NamespaceKey, job: RetrieveJob, retain: bool, on_end: Callable[[], object]
+    ) -> LayerLoad:
+        """Hold all that is to be loaded; the last block is loaded now if the engine will write to it."""
+        held: list[HeldPart] = []
+        failure = ""
+        for part in job.parts:
+            found = self._hold(key, part, retain)
+            if isinstance(found, str):
+                failure = found
+                break
+            held.append(found)
+        on_copied = functools.partial(self._steps.reached, "retrieve.copied")
+        load = LayerLoad(held, self._copier, self._l1, on_end, on_copied, failure)
+        try:
+            if not failure and job.num_tokens % self._block_size:
+                load.copy_last_block()
+        except BaseException:
+            load.end(False)
+            raise
+        return load
+
+    def _hold(self, key: NamespaceKey, part: RetrievePart, retain: bool) -> HeldPart | str:
+        """Lock a chunk for its reader, or why it cannot be read."""
         self._steps.reached("retrieve.check")
         place = self._l1.lock_key(key, self._rank_group, part.digest, retain=retain)
         if place is None:
             return "it was evicted or cleared"
-        try:
-            held = self._l1.describe(place)
-            if held is None or held.length != self._chunk_bytes:
-                return "its place does not fit this engine"
-            self._copier.scatter(self._slot(held.offset, held.length), part.first_block, part.block_ids)
-            self._steps.reached("retrieve.copied")
-            return "" if self._l1.holds(place) else "it was cleared while it was read"
-        finally:
+        held = self._l1.describe(place)
+        expected = self._bytes_of(part.chunk_blocks) or self._chunk_bytes
+        if held is None or held.length != expected:
             self._l1.unlock([place])
+            return "its place does not fit this engine"
+        return HeldPart(part, place, self._slot(held.offset, held.length))
 
-    def _slot(self, offset: int, length: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _slot(self, offset: int, length: int) -> Bytes:
         return np.frombuffer(self._pool.view(offset, length), dtype=np.uint8)

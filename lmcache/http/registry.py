@@ -26,13 +26,17 @@ _OWN_PATHS = ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc")
 
 
 class HTTPAPIRegistry:
-    """The endpoints of one package, in the order of their modules' names, then those that were added."""
+    """The endpoints of a package, in the order of their modules' names, then those that were added."""
 
     def __init__(self, package: str, excluded: Collection[str] = ()) -> None:
         """Imports the modules but for those in `excluded`; raises EndpointError if one cannot be served."""
         self.routers: dict[str, APIRouter] = {}
         self._owner_of = {("GET", path): "the framework" for path in _OWN_PATHS}
         self._disabled: frozenset[str] = frozenset()
+        self.add_package(package, excluded)
+
+    def add_package(self, package: str, excluded: Collection[str] = ()) -> None:
+        """As at the start, of another package. Raises EndpointError."""
         self._add_all(package_modules(package, excluded))
 
     def add_folder(self, folder: str, setting: str) -> None:

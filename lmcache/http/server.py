@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _GRACE_S = 3
 # How often connections that wait for their peer's goodbye are ended.
@@ -21,8 +23,8 @@ class HTTPServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, logs_access: bool, certfile: str | None, keyfile: str | None) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http="httptools", ws="none", lifespan="on", log_config=None, timeout_graceful_shutdown=_GRACE_S,
-                access_log=logs_access, ssl_certfile=certfile, ssl_keyfile=keyfile,
+                app, http="httptools" if logs_access else _SilentProtocol, ws="none", lifespan="on", log_config=None,
+                timeout_graceful_shutdown=_GRACE_S, ssl_certfile=certfile, ssl_keyfile=keyfile,
                 proxy_headers=False,  # a caller is the peer of its socket, whatever it writes
             )
         )  # fmt: skip
@@ -51,3 +53,11 @@ class HTTPServer(uvicorn.Server):
             transport: asyncio.Transport | None = getattr(connection, "transport", None)
             if transport is not None and (transport.is_closing() or not only_closing):
                 transport.abort()
+
+
+class _SilentProtocol(HttpToolsProtocol):
+    """Logs no calls. The library's own switch for that takes the logger away from every server in the process."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.access_log = False

@@ -13,13 +13,23 @@ import numpy as np
 
 
 class KVCopier(Protocol):
-    """Thread-safe as long as no two calls touch the same blocks or the same slot."""
+    """Thread-safe as long as no two calls touch the same pages.
+
+    `num_layers`: how many parts of every block can be copied by themselves, in the order in which they lie in a slot.
+    """
 
     block_bytes: int
     num_blocks: int
+    num_layers: int
 
     def gather(self, block_ids: Sequence[int], slot: np.ndarray) -> None:
         """Copy whole blocks into `slot` (uint8, exactly `len(block_ids) * block_bytes`)."""
 
     def scatter(self, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
         """Copy blocks `first_block...` of the chunk in `slot` into these blocks of the engine."""
+
+    def gather_layer(self, layer: int, block_ids: Sequence[int], slot: np.ndarray) -> None:
+        """As `gather`, of one layer alone, to where `gather` would put it."""
+
+    def scatter_layer(self, layer: int, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
+        """As `scatter`, of one layer alone."""

@@ -29,40 +29,48 @@ class CpuCopier:
         self.num_blocks = min(region.shape[1] for region in regions)
         self.block_bytes = sum(region.shape[0] * region.shape[2] for region in regions)
         self._regions = [_as_words(region) for region in regions]
+        self._layers = [(number, row) for number, region in enumerate(regions) for row in range(region.shape[0])]
+        self.num_layers = len(self._layers)
 
     def gather(self, block_ids: Sequence[int], slot: np.ndarray) -> None:
         ids = self._checked(block_ids)
         position = 0
-        first = _first_of_run(ids)
         for region in self._regions:
             part, position = self._part(region, slot, position, len(ids))
-            if first is not None:
-                np.copyto(part, region[:, first : first + len(ids)])
-            elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
-                for position_in_chunk, block_id in enumerate(block_ids):
-                    np.copyto(part[:, position_in_chunk], region[:, block_id])
-            else:
-                np.take(region, ids, axis=1, out=part, mode="clip")
+            _gather(region, ids, part)
 
     def scatter(self, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
         ids = self._checked(block_ids)
-        blocks_in_slot = len(slot) // self.block_bytes
-        if first_block + len(ids) > blocks_in_slot:
-            raise IndexError(f"blocks {first_block}+{len(ids)} are outside a chunk of {blocks_in_slot}")
+        blocks_in_slot = self._blocks_in(slot, first_block, ids)
         position = 0
-        first = _first_of_run(ids)
         for region in self._regions:
             part, position = self._part(region, slot, position, blocks_in_slot)
-            wanted = part[:, first_block : first_block + len(ids)]
-            if first is not None:
-                np.copyto(region[:, first : first + len(ids)], wanted)
-            elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
-                for position_in_chunk, block_id in enumerate(block_ids):
-                    np.copyto(region[:, block_id], wanted[:, position_in_chunk])
-            else:
-                # Layer by layer: a single fancy axis is the faster path in numpy.
-                for layer, pages in zip(region, wanted, strict=True):
-                    layer[ids] = pages
+            _scatter(part[:, first_block : first_block + len(ids)], region, ids)
+
+    def gather_layer(self, layer: int, block_ids: Sequence[int], slot: np.ndarray) -> None:
+        ids = self._checked(block_ids)
+        row, position = self._row(layer, len(ids))
+        _gather(row, ids, self._part(row, slot, position, len(ids))[0])
+
+    def scatter_layer(self, layer: int, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
+        ids = self._checked(block_ids)
+        blocks_in_slot = self._blocks_in(slot, first_block, ids)
+        row, position = self._row(layer, blocks_in_slot)
+        part, _ = self._part(row, slot, position, blocks_in_slot)
+        _scatter(part[:, first_block : first_block + len(ids)], row, ids)
+
+    def _row(self, layer: int, blocks_in_slot: int) -> tuple[np.ndarray, int]:
+        """A layer as a region of one, and where it begins in a slot."""
+        number, row = self._layers[layer]
+        before = sum(region.shape[0] * _page_bytes(region) for region in self._regions[:number])
+        region = self._regions[number]
+        return region[row : row + 1], (before + row * _page_bytes(region)) * blocks_in_slot
+
+    def _blocks_in(self, slot: np.ndarray, first_block: int, ids: np.ndarray) -> int:
+        blocks_in_slot: int = len(slot) // self.block_bytes
+        if first_block + len(ids) > blocks_in_slot:
+            raise IndexError(f"blocks {first_block}+{len(ids)} are outside a chunk of {blocks_in_slot}")
+        return blocks_in_slot
 
     def _checked(self, block_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(block_ids, dtype=np.int64)
@@ -76,6 +84,32 @@ class CpuCopier:
         num_bytes = layers * num_blocks * page * region.itemsize
         part = slot[position : position + num_bytes].view(region.dtype).reshape(layers, num_blocks, page)
         return part, position + num_bytes
+
+
+def _gather(region: np.ndarray, ids: np.ndarray, part: np.ndarray) -> None:
+    """Blocks of some layers into their part of a slot."""
+    first = _first_of_run(ids)
+    if first is not None:
+        np.copyto(part, region[:, first : first + len(ids)])
+    elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
+        for position_in_chunk, block_id in enumerate(ids):
+            np.copyto(part[:, position_in_chunk], region[:, block_id])
+    else:
+        np.take(region, ids, axis=1, out=part, mode="clip")
+
+
+def _scatter(wanted: np.ndarray, region: np.ndarray, ids: np.ndarray) -> None:
+    """Blocks as they lie in a slot into some layers."""
+    first = _first_of_run(ids)
+    if first is not None:
+        np.copyto(region[:, first : first + len(ids)], wanted)
+    elif _page_bytes(region) >= _LARGE_PAGE_BYTES:
+        for position_in_chunk, block_id in enumerate(ids):
+            np.copyto(region[:, block_id], wanted[:, position_in_chunk])
+    else:
+        # Layer by layer: a single fancy axis is the faster path in numpy.
+        for layer, pages in zip(region, wanted, strict=True):
+            layer[ids] = pages
 
 
 def _page_bytes(region: npt.NDArray[Any]) -> int:

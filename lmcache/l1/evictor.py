@@ -38,13 +38,13 @@ class Evictor:
 
     def evict_next(self) -> int:
         """Remove the chunk that must go first; how many objects that were. 0: none may go."""
-        victim = self._quota_room.victim()
+        victim = self._quota_room.victim() if not self._state.is_frozen else None
         return self._evict_chunk(victim) if victim is not None else 0
 
     def evict_excess(self, tenant: str, limit_bytes: int, num_objects_max: int) -> tuple[int, int]:
         """Evict what a tenant holds beyond a limit, oldest first; objects and bytes that went."""
         num_gone, bytes_before = 0, self._state.usage_bytes.get(tenant, 0)
-        while num_gone < num_objects_max:
+        while num_gone < num_objects_max and not self._state.is_frozen:
             victim = self._quota_room.victim_beyond(tenant, limit_bytes)
             if victim is None:
                 break

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from lmcache.core.keys import ObjectKey
-from lmcache.l1 import by_key
+from lmcache.eviction.base import EvictionPolicy
+from lmcache.l1 import by_key, keeping
 from lmcache.l1.clearing import clear_slice
 from lmcache.l1.evictor import Evictor
 from lmcache.l1.namespace import NamespaceKey, RankGroup
@@ -174,6 +175,29 @@ class L1Manager:
         """Remove these objects, but those that somebody has locked; returns how many."""
         with self._mutex:
             return self._moves.remove(places)
+
+    def let_go(self, places: Sequence[Place]) -> None:
+        """Remove these objects; one that somebody has locked goes with its last lock."""
+        with self._mutex:
+            keeping.let_go(self._state, places)
+
+    # Keeping
+
+    def freeze(self, is_frozen: bool) -> None:
+        """While frozen nothing comes, not even what is being written, nothing is evicted, and no order changes;
+        readers lock and unlock as ever, and what is removed on request goes."""
+        with self._mutex:
+            (keeping.freeze if is_frozen else keeping.thaw)(self._state)
+
+    def keep_loaded(self, keeps_loaded: bool) -> None:
+        """Without: what readers have locked goes with their last lock, and so does all that is loaded from now on."""
+        with self._mutex:
+            keeping.keep(self._state, keeps_loaded)
+
+    def set_policy(self, policy: EvictionPolicy) -> None:
+        """Order what is held by another policy, beginning with the order of last use."""
+        with self._mutex:
+            keeping.set_policy(self._state, policy)
 
     # Removing
 

@@ -9,7 +9,8 @@ from lmcache.l1.values import LockBudget, Place
 
 
 class ReadLocks:
-    """A locked object is held in the eviction policy; the last unlock releases it, as just used."""
+    """A locked object is held in the eviction policy; the last unlock releases it, as just used. While L1 is frozen
+    the policy is not told, since nothing is evicted: it learns what came of it at the end (`keeping.thaw`)."""
 
     def __init__(self, state: L1State) -> None:
         self._state = state
@@ -25,7 +26,7 @@ class ReadLocks:
     def lock_one(self, slot: int) -> None:
         counts = self._state.lock_counts
         count = counts.get(slot, 0)
-        if not count:
+        if not count and not self._state.is_frozen:
             self._state.policy.hold(slot)
         counts[slot] = count + 1
 
@@ -41,6 +42,8 @@ class ReadLocks:
             del counts[place.slot]
             if place.slot in state.temporary:
                 state.remove_ready(place.slot, state.slots.records.read(place.slot))
+            elif state.is_frozen:
+                state.unlocked_frozen[place.slot] = None
             else:
                 state.policy.release(place.slot)
 

@@ -45,6 +45,12 @@ class L1State:
         self.removed: deque[RemovedObject] = deque(maxlen=_REMOVED_LOG_MAX)
         # Digest and tenant of what came, for whoever follows.
         self.added: deque[tuple[bytes, str]] = deque(maxlen=_REMOVED_LOG_MAX)
+        # While frozen nothing comes, nothing is evicted, and no order changes. What was unlocked meanwhile waits
+        # for the end of it to be released.
+        self.is_frozen = False
+        self.unlocked_frozen: dict[int, None] = {}
+        # False: what is loaded goes with its last lock.
+        self.keeps_loaded = True
         self._tick = 1
 
     # Namespaces
@@ -139,12 +145,16 @@ class L1State:
 
     def touch(self, slots: Iterable[int]) -> None:
         """Use of objects, the last of `slots` most recent. Locked ones are not evictable and wait."""
+        if self.is_frozen:
+            return
         used = list(slots)
         self.policy.touch(used)
         self._note_use(used)
 
     def refresh(self, slots: Iterable[int]) -> None:
         """The same for a use that is counted already, or will be."""
+        if self.is_frozen:
+            return
         used = list(slots)
         self.policy.refresh(used)
         self._note_use(used)

@@ -49,16 +49,21 @@ class TierMoves:
         if slot is None:
             return None
         self._locks.lock_one(slot)
-        if retain:
+        if retain and self._state.keeps_loaded:
             self._state.temporary.discard(slot)
         records = self._state.slots.records
         return Place(slot, records.slot_word(slot), records.extent(slot)[1])
 
     def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
-        """An object that was loaded becomes findable. A temporary one is locked, and goes with its last lock."""
+        """An object that was loaded becomes findable. A temporary one is locked, and goes with its last lock; where
+        L1 keeps nothing, each one is."""
+        state = self._state
+        is_temporary = is_temporary or not state.keeps_loaded
+        if not lock and not state.keeps_loaded:
+            self._writes.abort(owner_uid, place)
+            return None
         if not self._writes.commit(owner_uid, place):
             return None
-        state = self._state
         state.track((place.slot,))
         if lock:
             self._locks.lock_one(place.slot)

@@ -43,7 +43,7 @@ class SlotWrites:
             return ReserveStatus.EXISTS, -1
         if (rank_group, digest) in namespace.writing:
             return ReserveStatus.BUSY, -1
-        if not self._evictor.make_room(length, namespace.key.cache_salt):
+        if state.is_frozen or not self._evictor.make_room(length, namespace.key.cache_salt):
             return ReserveStatus.NO_ROOM, -1
         offset = state.slots.allocator.allocate(length)
         if offset is None:
@@ -59,9 +59,10 @@ class SlotWrites:
         return ReserveStatus.RESERVED, slot
 
     def commit(self, owner_uid: int, place: Place) -> bool:
-        """Make a written slot findable. One that was quarantined is freed: its owner is done with it."""
-        if not self._is_writing(owner_uid, place):
-            self._free_quarantined(owner_uid, place)
+        """Make a written slot findable. One that was quarantined, or comes while nothing may come, is freed: its
+        owner is done with it."""
+        if self._state.is_frozen or not self._is_writing(owner_uid, place):
+            self.abort(owner_uid, place)
             return False
         state = self._state
         record = state.slots.records.read(place.slot)

@@ -117,7 +117,9 @@ class AdapterContext:
 
     `type_name` is the configured type. `eviction` None: no eviction block was configured, so
     only a declared capacity makes the adapter evict. `boot_id` tells servers apart that share
-    a backend. `is_persistent` False: a clean close removes what was stored.
+    a backend. `is_persistent` False: a clean close removes what was stored. `is_reader`: what others
+    keep at the backend is looked up and loaded, and removed only on request: nothing is made, evicted, swept or
+    repaired.
     """
 
     type_name: str
@@ -126,6 +128,7 @@ class AdapterContext:
     boot_id: int = 0
     lease_ttl_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
+    is_reader: bool = False
 
 
 class L2Adapter(abc.ABC):

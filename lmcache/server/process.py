@@ -22,12 +22,13 @@ from lmcache.engine.cache_server import EngineConfig
 from lmcache.engine.management import LivenessConfig
 from lmcache.engine.pool import PoolConfig
 from lmcache.errors import ConfigError
+from lmcache.http.listening import http_url, listen
 from lmcache.http.secret_files import read_secret_file
 from lmcache.http.server import HTTPServer
 from lmcache.l2.registry import L2AdapterSpec
 from lmcache.logging import set_up_logging
 from lmcache.quota.manager import bytes_of_gb
-from lmcache.server.addresses import http_url, listen, zmq_url
+from lmcache.server.addresses import zmq_url
 from lmcache.server.announcement import start_lines
 from lmcache.server.http_app import make_app
 from lmcache.server.http_front import HTTPFront, prepare_http

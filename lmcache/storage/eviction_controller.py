@@ -52,13 +52,15 @@ class L2EvictionController:
 
     def _keep_house(self, tier: Tier) -> None:
         """In a thread of the tier."""
+        if tier.route.is_frozen:
+            return
         # Past the breaker: a backend that is back is noticed here, and a round with nothing to do proves nothing.
         try:
             tier.adapter.tick()
         except L2Error as error:
             logger.warning("L2 adapter %s: %s", tier.name, error)
         config = self._eviction_of.get(tier.index)
-        if config is None or not tier.is_usable:
+        if config is None or tier.adapter.context.is_reader or not tier.is_usable:
             return
         try:
             num_evicted = tier.call(functools.partial(self._evict, tier.name, config))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import AdapterNotFoundError, ConfigError
-from lmcache.l2.base import AdapterContext, Deleted, EvictionConfig, KeyPage, Usage
+from lmcache.l2.base import AdapterContext, Deleted, EvictionConfig, KeyPage, L2Adapter, Usage
 from lmcache.l2.registry import L2AdapterSpec, make_adapter
 from lmcache.storage.eviction_controller import PER_TENANT_POLICY, L2EvictionController, TenantLimits
 from lmcache.storage.instruments import EventCounter, register_gauges
@@ -25,6 +25,7 @@ from lmcache.storage.scrubber import Scrubber, ScrubConfig
 from lmcache.storage.store_controller import StoreController
 from lmcache.storage.store_policies import make_store_policy
 from lmcache.storage.tier import Tier, TierConfig, TierState
+from lmcache.storage.tier_route import TierRoute
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ _OPEN_PATIENCE_S = 15.0
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
     """`adapters` in order of configuration; `names` is what errors call each of them, by default the flag.
-    `drain_timeout_s`: how long a clean stop waits for stores."""
+    `drain_timeout_s`: how long a clean stop waits for stores. `is_reader`: adapters leave their backends as
+    they are."""
 
     adapters: tuple[L2AdapterSpec, ...] = ()
     names: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class StorageConfig:
     tier: TierConfig = field(default_factory=TierConfig)
     scrub: ScrubConfig = field(default_factory=ScrubConfig)
     drain_timeout_s: float = 30.0
+    is_reader: bool = False
 
 
 class StorageManager:
@@ -107,8 +110,10 @@ class StorageManager:
 
     def start(self, threads: PeriodicThreadRegistry) -> None:
         """Start loops and open the adapters; waits a while for them, and goes on without those that take longer."""
-        for thread in (self._store_thread, self._prefetch_thread, self._eviction_thread, self._scrub_thread):
+        for thread in (self._store_thread, self._prefetch_thread, self._eviction_thread):
             threads.start(thread)
+        if not self.config.is_reader:  # a scrub removes what is damaged
+            threads.start(self._scrub_thread)
         tiers = self.tiers()
         for tier in tiers:
             tier.start()
@@ -124,7 +129,7 @@ class StorageManager:
         deadline_s = self._clock() + self.config.drain_timeout_s
         while self.stores.num_pending + self.stores.num_inflight and self._clock() < deadline_s:
             self._store_thread.wake()
-            if not any(tier.is_usable for tier in self.tiers()):
+            if not any(tier.is_usable and not tier.route.is_frozen for tier in self.tiers()):
                 break
             time.sleep(0.005)
         for tier in self.tiers():
@@ -140,25 +145,50 @@ class StorageManager:
         with self._mutex:
             return list(self._tiers)
 
+    def route(self, index: int, route: TierRoute) -> None:
+        """From now on a tier takes part like this; what waits there goes by it, too."""
+        for tier in self.tiers():
+            if tier.index == index:
+                tier.route = route
+        self._store_thread.wake()
+
     @property
     def has_adapters(self) -> bool:
         return bool(self._tiers)
 
-    def add_adapter(self, spec: L2AdapterSpec) -> int:
+    def add_adapter(self, spec: L2AdapterSpec, route: TierRoute | None = None) -> int:
         """Put another adapter to use while everything runs; its index. Raises ConfigError."""
-        tier = self._add(spec)
+        tier = self._add(spec, route)
         tier.start()
         return tier.index
 
-    def _add(self, spec: L2AdapterSpec) -> Tier:
+    def replace_adapter(self, index: int, spec: L2AdapterSpec, drain_timeout_s: float = 30.0) -> int:
+        """Put an adapter to use instead of another one, the same way; its index. Where it cannot be made, the old one
+        goes on. Raises ConfigError, AdapterNotFoundError."""
+        adapter = self._make(spec)
+        route = next((tier.route for tier in self.tiers() if tier.index == index), None)
+        self.remove_adapter(index, drain_timeout_s)
+        tier = self._register(spec, adapter, route)
+        tier.start()
+        return tier.index
+
+    def _add(self, spec: L2AdapterSpec, route: TierRoute | None = None) -> Tier:
+        return self._register(spec, self._make(spec), route)
+
+    def _make(self, spec: L2AdapterSpec) -> L2Adapter:
         context = AdapterContext(
-            spec.type, spec.eviction, spec.persist_enabled, boot_id=self._boot_id, clock=self._clock
-        )
+            spec.type, spec.eviction, spec.persist_enabled, boot_id=self._boot_id, clock=self._clock,
+            is_reader=self.config.is_reader,
+        )  # fmt: skip
         adapter = make_adapter(spec, context)
         adapter.add_listener(self._events)
+        return adapter
+
+    def _register(self, spec: L2AdapterSpec, adapter: L2Adapter, route: TierRoute | None) -> Tier:
         with self._mutex:
             index, self._next_index = self._next_index, self._next_index + 1
             tier = Tier(index, adapter, self.metrics, self.config.tier, self._clock)
+            tier.route = route or tier.route
             self._evictions[index] = spec.eviction
             self._tiers.append(tier)
         self._evictor.warn_about(tier)

@@ -25,8 +25,10 @@ _WINDOW_CHUNKS_MAX = 64
 class PrefetchRequest:
     """Chunks `first_chunk...` of a prompt are wanted in L1, as far as they are held without a gap.
 
-    `lengths`: bytes of an object, per rank group. `retains`: what is loaded stays. After
-    `deadline_s` nobody waits any more.
+    `lengths`: bytes of an object, per rank group; `tail_lengths`: of the last chunk's, where it is not a whole one.
+    `retains`: what is loaded stays. After `deadline_s` nobody waits any more; `keeps_late`: what arrives then stays
+    for others. Without `counts_l1`, a chunk is found only where a tier holds it; its bytes are not read again if L1
+    has them all the same.
     """
 
     pool: OpenPool
@@ -37,6 +39,13 @@ class PrefetchRequest:
     first_chunk: int
     deadline_s: float
     retains: bool
+    keeps_late: bool = True
+    counts_l1: bool = True
+    tail_lengths: Sequence[int] = ()
+
+    def length(self, chunk: int, rank: int) -> int:
+        is_tail = bool(self.tail_lengths) and chunk == len(self.digests) - 1
+        return self.tail_lengths[rank] if is_tail else self.lengths[rank]
 
     def key(self, chunk: int, rank: int) -> ObjectKey:
         kv_rank, group_id = self.rank_groups[rank]
@@ -48,6 +57,8 @@ class PrefetchRequest:
             self.pool is other.pool
             and self.namespace == other.namespace
             and self.first_chunk <= other.first_chunk
+            and self.counts_l1 == other.counts_l1
+            and tuple(self.tail_lengths) == tuple(other.tail_lengths)
             and self.digests == other.digests
         )
 

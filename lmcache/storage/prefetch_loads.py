@@ -28,7 +28,8 @@ _POOL_SHARE = 2  # all jobs together may fill a half of the pool
 
 @dataclass(slots=True, eq=False)
 class _Load:
-    """One object on its way into `place` for a job, and the jobs that wait for it with what they call it."""
+    """One object on its way into `place` for a job, and the jobs that wait for it with what they call it. `late`: it
+    arrived after its job ended and is locked for those that wait, since it is not to stay."""
 
     job: PrefetchJob
     chunk: int
@@ -37,6 +38,7 @@ class _Load:
     tier: Tier
     begun_s: float
     waiting: list[tuple[PrefetchJob, int, int]] = field(default_factory=list)
+    late: Place | None = None
 
     @property
     def key(self) -> LoadKey:
@@ -99,7 +101,7 @@ class PrefetchLoads:
         request, l1 = job.request, job.request.pool.l1
         if job.lock_held(chunk, rank):
             return None, 0
-        length = request.lengths[rank]
+        length = request.length(chunk, rank)
         if self.held_bytes + length > request.pool.pool_bytes // _POOL_SHARE:
             self._note_no_room(job, chunk)
             return None, 0
@@ -145,6 +147,8 @@ class PrefetchLoads:
         # Before this job ends: a temporary object would go with its lock.
         for wanted in load.waiting:
             self._arrived(*wanted)
+        if load.late is not None:
+            job.request.pool.l1.unlock([load.late])
         self._on_ended(job)
 
     def _arrived(self, job: PrefetchJob, chunk: int, rank: int) -> None:
@@ -156,9 +160,10 @@ class PrefetchLoads:
 
     def _commit(self, load: _Load, loaded: Loaded) -> None:
         job, request = load.job, load.job.request
+        stays = job.is_detached and request.keeps_late
         try:
             committed = request.pool.l1.commit_loaded(
-                self._owner_uid, load.place, lock=not job.is_detached, is_temporary=not request.retains
+                self._owner_uid, load.place, lock=not stays, is_temporary=not request.retains
             )
         except Exception:  # the root of a tier's answer: log, give its slot back, go on with those that wait
             logger.exception("what was loaded could not be committed")
@@ -167,6 +172,7 @@ class PrefetchLoads:
             return
         if committed is None or job.is_detached:
             self.held_bytes -= load.place.length
+            load.late = None if stays else committed
         else:
             job.locked[load.chunk, load.rank] = committed
             job.held_bytes += load.place.length

@@ -59,14 +59,14 @@ class PrefetchLookups:
 
     @staticmethod
     def _next_window(job: PrefetchJob) -> None:
-        """The next one of which L1 lacks something, or an empty one at the end."""
+        """The next one of which L1 lacks something, or an empty one at the end. Where L1 does not count, the next."""
         while True:
             first, stop = job.window = job.next_window()
             job.asked = [
                 (chunk, rank)
                 for chunk in range(first, stop)
                 for rank in range(len(job.request.rank_groups))
-                if not job.lock_held(chunk, rank)
+                if not (job.request.counts_l1 and job.lock_held(chunk, rank))
             ]
             if job.asked or stop == first:
                 return
@@ -100,7 +100,7 @@ class PrefetchLookups:
         if not self._policy.is_decided(job.answers, len(job.asked_of)):
             return
         answers, job.answers, job.phase = job.answers, {}, PrefetchPhase.LOAD
-        self._load_planned(job, keys, answers, self._policy.plan(answers, len(keys)))
+        self._load_planned(job, keys, answers, self._policy.plan(answers, len(keys), self._tiers.position))
 
     def _load_planned(
         self, job: PrefetchJob, keys: list[ObjectKey], answers: dict[int, Sequence[bool]], plan: list[int | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmcache.errors import ConfigError
@@ -23,11 +23,16 @@ class PrefetchPolicy:
             return True
         return self.takes_first and any(all(found) for found in answers.values())
 
-    def plan(self, answers: Mapping[int, Sequence[bool]], num_keys: int) -> list[int | None]:
-        """The adapter that loads each key."""
+    def plan(
+        self,
+        answers: Mapping[int, Sequence[bool]],
+        num_keys: int,
+        position: Callable[[int], tuple[int, int]] = lambda index: (0, index),
+    ) -> list[int | None]:
+        """The adapter that loads each key. `position`: where an adapter stands in the order of search."""
         if self.takes_first:
             return _longest_first(answers, num_keys)
-        order = sorted(answers)
+        order = sorted(answers, key=position)
         return [next((index for index in order if answers[index][key]), None) for key in range(num_keys)]
 
 

@@ -32,13 +32,15 @@ _INFLIGHT_SHARE = 8  # of the pool: as much may be on its way to one adapter
 
 @dataclass(slots=True)
 class _Object:
-    """One object on its way to one or more adapters; `num_left` of them have not answered."""
+    """One object on its way to one or more adapters; `num_left` of them have not answered. `is_passing`: L1 has it
+    only until then, whatever they answer."""
 
     pool: OpenPool
     place: Place
     layout: str
     model_name: str
     num_left: int
+    is_passing: bool
     is_everywhere: bool = True
 
 
@@ -71,6 +73,8 @@ class StoreController:
         self._clock = clock
         self._wake = wake
         self._mutex = threading.Lock()
+        # Under the mutex, told whenever a store has ended.
+        self._ended_one = threading.Condition(self._mutex)
         self._queues: dict[int, _Queue] = {}
 
     def add_tier(self, tier: Tier) -> None:
@@ -86,24 +90,36 @@ class StoreController:
 
     @property
     def has_tiers(self) -> bool:
-        return bool(self._queues)
+        """Whether a new object would go to any."""
+        with self._mutex:
+            return any(queue.tier.route.stores for queue in self._queues.values())
 
     def submit(
-        self, pool: OpenPool, places: Sequence[Place], layout: str, cache_salt: str, model_name: str = ""
+        self,
+        pool: OpenPool,
+        places: Sequence[Place],
+        layout: str,
+        cache_salt: str,
+        model_name: str = "",
+        is_passing: bool = False,
     ) -> None:
-        """Objects just committed by a worker, under their READY slot words. Quick."""
+        """Objects just committed by a worker, under their READY slot words. `is_passing`: L1 lets go of them once no
+        adapter waits for them any more. Quick."""
         dropped: list[tuple[_Entry, Tier]] = []
         with self._mutex:
-            chosen = self._policy.choose(list(self._queues))
-            if not chosen or not places:
-                return
-            for place in places:
-                waiting = _Object(pool, place, layout, model_name, len(chosen))
+            indexes = [index for index, queue in self._queues.items() if queue.tier.route.stores]
+            chosen = self._policy.choose(indexes) if places else []
+            for place in places if chosen else ():
+                waiting = _Object(pool, place, layout, model_name, len(chosen), is_passing)
                 for index in chosen:
                     queue = self._queues[index]
                     queue.entries.append(_Entry(waiting))
                     if len(queue.entries) > _QUEUED_MAX:
                         dropped.append((queue.entries.popleft(), queue.tier))
+        if not chosen:
+            if is_passing and places:
+                pool.l1.let_go(places)
+            return
         for entry, tier in dropped:
             self._drop([entry], tier, "queue_full")
         self._metrics.store_submitted_objects.add(len(places), cache_salt)
@@ -117,12 +133,13 @@ class StoreController:
         return {"handed_over": num_handed_over, "pending": self.num_pending}
 
     def _pump(self, queue: _Queue) -> int:
+        route = queue.tier.route
+        if route.is_frozen:
+            return 0
         if queue.tier.state is TierState.FAILED:
-            with self._mutex:
-                lost = [*queue.entries, *queue.retries]
-                queue.entries.clear()
-                queue.retries.clear()
-            self._drop(lost, queue.tier, "failed")
+            self._lose(queue, "failed")
+        elif not route.stores:
+            self._lose(queue, "bypassed")
         num_handed_over = 0
         while queue.tier.is_usable and queue.tier.has_room_for_stores:
             entry = self._next(queue)
@@ -132,6 +149,14 @@ class StoreController:
             if queue.tier.breaker.state is not BreakerState.CLOSED:
                 break  # one is enough to find out
         return num_handed_over
+
+    def _lose(self, queue: _Queue, reason: str) -> None:
+        """Nothing that waits for this adapter will be written there."""
+        with self._mutex:
+            lost = [*queue.entries, *queue.retries]
+            queue.entries.clear()
+            queue.retries.clear()
+        self._drop(lost, queue.tier, reason)
 
     def _next(self, queue: _Queue) -> _Entry | None:
         with self._mutex:
@@ -187,6 +212,7 @@ class StoreController:
             if is_retried:
                 entry.not_before_s = self._clock() + _RETRY_S * entry.num_attempts
                 queue.retries.append(entry)
+            self._ended_one.notify_all()
         if is_retried:
             return
         if status is StoreStatus.STORED:
@@ -198,16 +224,37 @@ class StoreController:
 
     def _ended(self, ended: _Object, is_there: bool) -> None:
         with self._mutex:
+            self._ended_one.notify_all()
             ended.num_left -= 1
             ended.is_everywhere = ended.is_everywhere and is_there
             is_last = not ended.num_left
-        if is_last and ended.is_everywhere and not self._policy.keeps_l1:
+        if is_last and ended.is_passing:
+            ended.pool.l1.let_go([ended.place])
+        elif is_last and ended.is_everywhere and not self._policy.keeps_l1:
             ended.pool.l1.remove([ended.place])
 
     def _drop(self, entries: Sequence[_Entry], tier: Tier, reason: str) -> None:
         for entry in entries:
             self._metrics.store_dropped.add(1, tier.name, reason)
             self._ended(entry.object, is_there=False)
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Whether, within that time, nothing waits or is being written any more."""
+        with self._mutex:
+            return self._ended_one.wait_for(lambda: not self._has_work, timeout_s)
+
+    @property
+    def _has_work(self) -> bool:
+        return any(queue.entries or queue.retries or queue.num_inflight for queue in self._queues.values())
+
+    def wait_until_still(self, timeout_s: float) -> bool:
+        """Whether, within that time, nothing is being written any more to adapters that take no stores now."""
+        with self._mutex:
+            return self._ended_one.wait_for(lambda: not self._writes_where_it_may_not, timeout_s)
+
+    @property
+    def _writes_where_it_may_not(self) -> bool:
+        return any(queue.num_inflight and not queue.tier.route.stores for queue in self._queues.values())
 
     @property
     def num_pending(self) -> int:

@@ -23,6 +23,7 @@ from lmcache.storage.backend_calls import BackendCalls
 from lmcache.storage.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from lmcache.storage.call_gate import CallGate
 from lmcache.storage.metrics import StorageMetrics
+from lmcache.storage.tier_route import TierRoute
 from lmcache.storage.tier_workers import Job, TierWorkers
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,16 @@ class TierConfig:
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
 
+OnTransfer = Callable[[int, float], None]
+
+
+def _unheard(num_bytes: int, seconds: float) -> None:
+    """Nobody is told."""
+
+
 class Tier:
-    """Thread-safe. `index` is its number for life, in order of configuration."""
+    """Thread-safe. `index` is its number for life, in order of configuration. `route` may be replaced at any time:
+    jobs that wait already go by it, too."""
 
     def __init__(
         self,
@@ -63,6 +72,10 @@ class Tier:
         self.adapter = adapter
         self.name = adapter.type_name
         self.state = TierState.OPENING
+        self.route = TierRoute()
+        # Told of each object that came or went: its bytes, and the seconds since it was asked for.
+        self.on_loaded: OnTransfer = _unheard
+        self.on_stored: OnTransfer = _unheard
         self.breaker = CircuitBreaker(config.breaker, clock)
         self.gate = CallGate(self.name)
         self._calls = BackendCalls(adapter, self.breaker, metrics)
@@ -183,7 +196,7 @@ class Tier:
         nothing = [False] * len(keys)
 
         def run() -> None:
-            found = self._calls.lookup(keys)
+            found = self._calls.lookup(keys) if self.route.reads else nothing
             if self._clock() > deadline_s:
                 self.release([key for key, is_held in zip(keys, found, strict=True) if is_held])
                 found = nothing
@@ -202,12 +215,16 @@ class Tier:
         begun_s = self._clock()
 
         def run() -> None:
+            if not self.route.reads:
+                skip()
+                return
             self._count_loading(len(target))
             loaded = self._calls.load(key, target)
             self._count_loading(-len(target))
             self.release([key])
             if loaded is not None:
                 self._metrics.load_done(self.name, loaded.num_bytes, self._clock() - begun_s)
+                self.on_loaded(loaded.num_bytes, self._clock() - begun_s)
             on_done(loaded)
 
         def skip() -> None:
@@ -242,9 +259,10 @@ class Tier:
             on_done(status)
 
         def run() -> None:
-            status = self._calls.store(key, source)
+            status = self._calls.store(key, source) if self.route.stores else None
             if status is StoreStatus.STORED:
                 self._metrics.stored(self.name, len(source.data), self._clock() - begun_s)
+                self.on_stored(len(source.data), self._clock() - begun_s)
             end(status)
 
         if not self._workers.add_store(Job(run, lambda: end(None))):

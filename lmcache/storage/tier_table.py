@@ -27,6 +27,11 @@ class TierTable:
             return self._tiers.get(index)
 
     def usable(self) -> list[Tier]:
-        """Those that are worth asking now."""
+        """Those that are worth asking now, and may be asked."""
         with self._mutex:
-            return [tier for tier in self._tiers.values() if tier.is_usable]
+            return [tier for tier in self._tiers.values() if tier.route.reads and tier.is_usable]
+
+    def position(self, index: int) -> tuple[int, int]:
+        """A tier's place in the order of search."""
+        tier = self.get(index)
+        return (tier.route.position if tier is not None else 0), index

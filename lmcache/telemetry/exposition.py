@@ -28,7 +28,7 @@ class MetricsCollector(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        return [_family(instrument) for instrument in list(self._registry.instruments.values())]
+        return [_family(instrument) for instrument in self._registry.all()]
 
 
 def _family(instrument: Instrument) -> Metric:

@@ -42,6 +42,11 @@ class Counter:
             labels = _child(self._values, labels)
             self._values[labels] = self._values.get(labels, 0) + amount
 
+    def begin(self, *labels: str) -> None:
+        """Be seen from now on, at 0: a rate needs to know where a count began."""
+        with self._mutex:
+            self._values.setdefault(_child(self._values, labels), 0)
+
     def values(self) -> dict[Labels, float]:
         with self._mutex:
             return dict(self._values)
@@ -112,9 +117,13 @@ T = TypeVar("T", Counter, Histogram, Gauge)
 
 @dataclass(slots=True)
 class MetricRegistry:
-    """Every instrument of one process, in order of creation. Names are unique."""
+    """Every instrument of one process, in order of creation. Names are unique.
+
+    `attached`: registries of parts that come and go, whose names are their own.
+    """
 
     instruments: dict[str, Instrument] = field(default_factory=dict)
+    attached: list[MetricRegistry] = field(default_factory=list)
 
     def counter(self, name: str, help_text: str, *label_names: str) -> Counter:
         return self._add(Counter(name, help_text, label_names))
@@ -133,8 +142,25 @@ class MetricRegistry:
         self.instruments[instrument.name] = instrument
         return instrument
 
+    def attach(self, part: MetricRegistry) -> Callable[[], None]:
+        """Show and reset these with our own from now on. Returns the way to end it, which may be called again."""
+        self.attached = [*self.attached, part]
+
+        def detach() -> None:
+            self.attached = [each for each in self.attached if each is not part]
+
+        return detach
+
+    def all(self) -> list[Instrument]:
+        """Our own, then those of the parts. A name that came up already is left out: nobody can read it twice."""
+        found = dict(self.instruments)
+        for part in self.attached:
+            for instrument in part.all():
+                found.setdefault(instrument.name, instrument)
+        return list(found.values())
+
     def reset(self) -> None:
         """Counters and histograms back to 0, label children included; gauges tell the present."""
-        for instrument in list(self.instruments.values()):
+        for instrument in self.all():
             if not isinstance(instrument, Gauge):
                 instrument.reset()

@@ -79,6 +79,7 @@ class SteppedCopier:
         self._halves = (CpuCopier([memory.pages[:half]]), CpuCopier([memory.pages[half:]]))
         self._steps = steps
         self.num_blocks = memory.num_blocks
+        self.num_layers = NUM_LAYERS
         self.block_bytes = sum(copier.block_bytes for copier in self._halves)
 
     def gather(self, block_ids: Sequence[int], slot: np.ndarray) -> None:
@@ -92,3 +93,15 @@ class SteppedCopier:
         self._halves[0].scatter(first, first_block, block_ids)
         self._steps.reached("load.half")
         self._halves[1].scatter(second, first_block, block_ids)
+
+    def gather_layer(self, layer: int, block_ids: Sequence[int], slot: np.ndarray) -> None:
+        copier, slot, layer = self._half_of(layer, slot)
+        copier.gather_layer(layer, block_ids, slot)
+
+    def scatter_layer(self, layer: int, slot: np.ndarray, first_block: int, block_ids: Sequence[int]) -> None:
+        copier, slot, layer = self._half_of(layer, slot)
+        copier.scatter_layer(layer, slot, first_block, block_ids)
+
+    def _half_of(self, layer: int, slot: np.ndarray) -> tuple[CpuCopier, np.ndarray, int]:
+        half, layer = divmod(layer, NUM_LAYERS // 2)
+        return self._halves[half], np.split(slot, 2)[half], layer

@@ -51,6 +51,13 @@ def mp_connector(port: int, **extra: Any) -> dict[str, Any]:
     return {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": settings}
 
 
+def embedded_connector(keep_on_reset: bool = False, **settings: Any) -> dict[str, Any]:
+    """The same for the in-process mode, all its settings in it."""
+    extra = {f"lmcache.{key}": value for key, value in settings.items()}
+    extra["keep_on_reset"] = keep_on_reset
+    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+
+
 class Gate:
     """Holds a thread of another process at a named step of the transfer protocol, through two files."""
 

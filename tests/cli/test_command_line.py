@@ -25,8 +25,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     named = {line.split()[0] for line in capsys.readouterr().out.partition("Commands:")[2].splitlines() if line}
     assert named == {
-        "server", "pool", "ping", "status", "conf", "metrics", "clear", "keys", "delete", "quota", "adapters",
-        "reconfigure", "bench",
+        "server", "standalone", "pool", "doctor", "ping", "status", "conf", "metrics", "clear", "keys", "delete",
+        "quota", "adapters", "reconfigure", "bench",
     }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy(start_child: StartChild, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["srv"], "lmcache: no command 'srv'; there are: server, pool"),
+        (["srv"], "lmcache: no command 'srv'; there are: server, standalone, pool"),
         (["--verbos"], "No such option"),
         (["server", "--prot", "1"], "--port"),
         (["server", "extra"], "unexpected extra argument"),

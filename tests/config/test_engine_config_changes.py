@@ -258,6 +258,12 @@ def test_shown_without_secrets(config: LMCacheEngineConfig) -> None:
     assert config.as_dict(["enable_xpyd"]) == {"enable_xpyd": False}
 
 
+def test_value_nested_too_deeply_to_be_shown_is_refused_like_any_other(config: LMCacheEngineConfig) -> None:
+    deep = json.loads("[" * 500 + "]" * 500)
+    for key in ("app_id", "min_retrieve_tokens", "extra_config"):
+        assert refusal(config, key, deep) == "Failed to set config value"
+
+
 @pytest.fixture
 def quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)

@@ -181,8 +181,8 @@ def test_statistics() -> None:
         "chunk_statistics_async_queue_capacity": 5,
         "chunk_statistics_mem_bf_expected_chunks": "7",
     }
-    statistics = chunk_statistics_settings(configured(extra, chunk_statistics_auto_exit_timeout_hours=0.5))
-    assert (statistics.auto_exit_timeout_s, statistics.queue_capacity) == (1800, 5)
+    statistics = chunk_statistics_settings(configured(extra, chunk_statistics_strategy="file_hash"))
+    assert (statistics.strategy, statistics.queue_capacity, statistics.hashes_early) == ("file_hash", 5, False)
     assert statistics.extra.chunk_statistics_mem_bf_expected_chunks == 7
     assert not statistics.is_started
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcache.core.block_ranges import expand_block_ids, format_block_ids, parse_block_ids
+from lmcache.core.block_ranges import (
+    expand_block_ids,
+    expand_ids,
+    format_block_ids,
+    list_runs,
+    parse_block_ids,
+    parse_ids,
+)
 from lmcache.errors import BlockRangeError
 
 IDS = st.lists(st.integers(0, 40) | st.integers(0, 10**30), max_size=30)
@@ -115,3 +122,30 @@ def test_duplicates_are_kept_in_their_order() -> None:
 def test_a_short_text_takes_no_memory() -> None:
     ranges = parse_block_ids(f"[0,{10**4000}]")
     assert sys.getsizeof(ranges[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("0,x,1", "'x' is neither a number nor a range"),
+        ("0,[a,b],1", "'[a,b]' is neither a number nor a range"),
+        ("[0,3]x,1", "'[0,3]x' is neither a number nor a range"),
+        ("1,[2", "'[2' is neither a number nor a range"),
+        ("[5,2]", "[5,2] ends before it starts"),
+        ("9" * 5000, "99999999999999999999... (5000 characters) is too long a number"),
+    ],
+)
+def test_item_at_fault_is_named(text: str, why: str) -> None:
+    with pytest.raises(BlockRangeError) as caught:
+        parse_ids(text)
+    assert str(caught.value) == why
+
+
+@given(st.lists(st.integers(0, 12), max_size=20))
+def test_list_of_runs_is_the_compact_form_as_a_list(ids: list[int]) -> None:
+    assert str(list_runs(ids)).replace(" ", "") == f"[{format_block_ids(ids)}]"
+
+
+def test_too_many_of_anything_name_it() -> None:
+    with pytest.raises(BlockRangeError, match=r"too many slots in a single request \(limit=3\)"):
+        expand_ids(parse_ids("[0,99999999999999]"), 3, "slots")

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lmcache.core.keys import ObjectKey
 from lmcache.embedded.config import Backend, EmbeddedConfig, Rank
 from lmcache.embedded.engine import EmbeddedEngine
 from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
+from lmcache.embedded.metrics import EmbeddedMetrics
+from lmcache.embedded.routing import L1_BACKEND
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.l2.registry import parse_adapter_object
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
@@ -54,10 +57,11 @@ class Site:
         steps: StepObserver = NO_STEPS,
         rank: int = 0,
         source_rank: int = 0,
+        meter: EmbeddedMetrics | None = None,
     ) -> None:
         self.memory = PagedMemory(source_rank, NUM_BLOCKS)
         place = Rank("model", 2, rank, source_rank, make_layout(NUM_BLOCKS))
-        self.engine = EmbeddedEngine(config, place, CpuCopier([self.memory.pages]), folder, clock, steps)
+        self.engine = EmbeddedEngine(config, place, CpuCopier([self.memory.pages]), folder, clock, steps, meter=meter)
         self.engine.start()
         self.engine.pool.wait_until_populated(_PATIENCE_S)
 
@@ -95,6 +99,21 @@ class Site:
     @property
     def num_objects(self) -> int:
         return int(self.engine.l1.report()["total_object_count"])
+
+    def l1_order(self) -> tuple[list[bytes], list[bytes]]:
+        """Digests that L1 holds by their last use, and those that may go in the order of eviction (an LRU's)."""
+        state = self.engine.l1._state
+        scanned = state.slots.records.scan()
+        recency = dict(zip(scanned.slots.tolist(), scanned.recency.tolist(), strict=True))
+        ready = {slot: digest for _, digest, slot in state.ready_slots()}
+        used = [ready[slot] for slot in sorted(ready, key=recency.__getitem__)]
+        return used, [ready[slot] for slot in state.policy.victims()]
+
+    def key(self, name: str) -> ObjectKey:
+        return ObjectKey(digest_of(name), "model", *self.engine.rank.rank_group)
+
+    def clear_l1(self) -> None:
+        self.engine.clear([L1_BACKEND])
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_S

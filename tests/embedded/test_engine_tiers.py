@@ -21,7 +21,7 @@ def test_what_l1_lost_comes_back_from_a_tier_and_stays(pool_folder: pathlib.Path
     with opened(pool_folder, config_of(backends=(disk(tmp_path),))) as site:
         assert site.store("abcd") == "abcd"
         site.wait_until_stored()
-        site.engine.clear()
+        site.clear_l1()
         assert site.lookup("abcde", wait_s=0.0) == 0
         assert site.lookup("abcde", wait_s=10.0) == 4
         assert site.retrieve("abcd") == ""
@@ -73,7 +73,7 @@ def test_a_slow_tier_costs_no_more_than_the_time_for_it(pool_folder: pathlib.Pat
     with opened(pool_folder, config_of(backends=(slow,))) as site:
         site.store("abc")
         site.wait_until_stored()
-        site.engine.clear()
+        site.clear_l1()
         begun_s = time.monotonic()
         assert site.lookup("abc", wait_s=0.05) == 0
         assert time.monotonic() - begun_s < delay_s

@@ -1,84 +1,35 @@
-"""Lookup client and servers over real sockets: the minimum over ranks, within a deadline, whatever ranks do."""
+"""Lookup clients and servers over real sockets: the minimum over ranks, within a deadline, whatever ranks do."""
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import socket
 import tempfile
-import threading
 import time
-import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import zmq
 
-from lmcache.core.layout import KVLayout
-from lmcache.embedded.jobs import Prompt
 from lmcache.embedded.lookup.address import LookupAddress
-from lmcache.embedded.lookup.client import LMCacheLookupClient
-from lmcache.embedded.lookup.factory import LookupClientFactory
+from lmcache.embedded.lookup.async_server import LMCacheAsyncLookupServer
 from lmcache.embedded.lookup.server import LMCacheLookupServer
 from lmcache.errors import ConfigError, DeclinedError, KeyFormatError
-from lmcache.testing.paged_memory import make_layout
-from tests.conftest import FakeClock
+from tests.embedded.lookup_site import LONG_MS, Rank, Ranks, look_up, wait_until
 from tests.embedded.site import prompt_of
 
-LONG_MS = 20_000
+# Whether client and server are asynchronous.
+PAIRS = list(itertools.product((False, True), repeat=2))
 
 
-class Rank:
-    """A `LookupTarget` that finds what it is told to, or raises it."""
-
-    def __init__(self, num_blocks: int, num_found: int) -> None:
-        self.layout = make_layout(num_blocks)
-        self.found: int | Exception = num_found
-        self.asked: list[tuple[str, Prompt, float]] = []
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-
-    def introduce(self) -> KVLayout:
-        if isinstance(self.found, DeclinedError):
-            raise self.found
-        return self.layout
-
-    def lookup(self, lookup_id: str, prompt: Prompt, wait_s: float) -> int:
-        self.asked.append((lookup_id, prompt, wait_s))
-        self.may_answer.wait(20)
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-
-class Ranks:
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.timeout_ms = LONG_MS
-        self.clock = FakeClock()
-        self.targets = [Rank(10, 5), Rank(20, 3)]
-        self.address = LookupAddress(str(folder), uuid.uuid4().hex[:8])
-        self.factory = LookupClientFactory(self.address, 2, lambda: self.timeout_ms)
-        self.servers: dict[int, Any] = {}
-        self.client = self.factory.create_lookup_client()
-
-    def start(self, *ranks: int) -> None:
-        for rank in ranks:
-            self.servers[rank] = self.factory.create_lookup_server(rank, self.targets[rank])
-            self.servers[rank].start()
-
-    def close(self) -> None:
-        for target in self.targets:
-            target.may_answer.set()
-        self.client.close()
-        for server in self.servers.values():
-            server.close()
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
+@pytest.fixture(params=PAIRS, ids=lambda pair: "{}-{}".format(*("async" if each else "sync" for each in pair)))
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     """In a folder with a short name: the kernel takes no long ones for sockets."""
+    is_client_async, is_server_async = request.param
     with tempfile.TemporaryDirectory(prefix="lmc-") as folder:
-        found = Ranks(pathlib.Path(folder) / "rpc")
+        found = Ranks(pathlib.Path(folder) / "rpc", enable_async_loading=is_client_async)
+        found.config.set("enable_async_loading", is_server_async)
         yield found
         found.close()
         assert not list(pathlib.Path(folder).glob("rpc/*"))
@@ -87,12 +38,12 @@ def ranks() -> Iterator[Ranks]:
 def test_what_all_ranks_have_is_found(ranks: Ranks) -> None:
     ranks.start(0, 1)
     prompt = prompt_of("abcde", salt="tenant")
-    assert ranks.client.lookup("request", prompt) == 3
+    assert look_up(ranks.client, "request", prompt) == 3
     for target in ranks.targets:
         ((lookup_id, asked, wait_s),) = target.asked
         assert (lookup_id, asked) == ("request", prompt)
         assert 0 < wait_s < LONG_MS / 1000
-    assert ranks.client.lookup("request", prompt, may_wait=False) == 3
+    assert look_up(ranks.client, "request", prompt, may_wait=False) == 3
     assert ranks.targets[0].asked[1][2] == 0
 
 
@@ -109,40 +60,41 @@ def test_rank_that_declines_says_why(ranks: Ranks) -> None:
     ranks.targets[1].found = DeclinedError("no room")
     with pytest.raises(DeclinedError, match="rank 1: no room"):
         ranks.client.layouts()
-    assert ranks.client.lookup("request", prompt_of("a")) == 0
+    assert look_up(ranks.client, "request", prompt_of("a")) == 0
 
 
 @pytest.mark.parametrize("error", [KeyFormatError("a bad salt"), ZeroDivisionError("a bug")])
 def test_rank_that_fails_is_a_miss_and_answers_the_next_question(ranks: Ranks, error: Exception) -> None:
     ranks.start(0, 1)
     ranks.targets[0].found = error
-    assert ranks.client.lookup("request", prompt_of("a")) == 0
+    assert look_up(ranks.client, "request", prompt_of("a")) == 0
     ranks.targets[0].found = 4
-    assert ranks.client.lookup("request", prompt_of("a")) == 3
+    assert look_up(ranks.client, "request", prompt_of("a")) == 3
 
 
 def test_silent_rank_costs_one_deadline_and_is_noticed_when_it_comes_back(ranks: Ranks) -> None:
     ranks.start(0, 1)
-    assert ranks.client.lookup("warm", prompt_of("a")) == 3
-    ranks.timeout_ms = 200
-    ranks.targets[1].may_answer.clear()
-    assert ranks.client.lookup("first", prompt_of("a")) == 0
-    # Nobody is asked, and nobody is waited for.
-    ranks.timeout_ms = LONG_MS
-    for number in range(100):
-        assert ranks.client.lookup(f"{number}", prompt_of("a")) == 0
-    assert [target.asked[-1][0] for target in ranks.targets] == ["first", "first"]
-    ranks.targets[1].may_answer.set()
+    assert look_up(ranks.client, "warm", prompt_of("a")) == 3
+    ranks.set_timeout_ms(200)
+    ranks.targets[1].hold()
+    assert look_up(ranks.client, "first", prompt_of("a")) == 0
+    # A lookup that is under way says nothing; whatever else it says is a sign of life.
+    ranks.set_timeout_ms(LONG_MS)
+    ranks.targets[1].let_go()
     wait_until_found(ranks, 3)
-    # The answer that came too late was nobody's.
-    assert ranks.targets[1].asked[-1][0] == "again"
+    # What was found too late was let go of.
+    assert ranks.targets[1].released[:1] == ["first"]
+    assert ranks.targets[0].released[:1] == ["first"]
 
 
 def test_rank_that_starts_late_or_anew_is_found(ranks: Ranks) -> None:
     ranks.start(0)
-    ranks.timeout_ms = 100
+    ranks.set_timeout_ms(100)
     assert ranks.client.layouts() is None
-    ranks.timeout_ms = LONG_MS
+    ranks.set_timeout_ms(LONG_MS)
+    for number in range(100):  # nobody is waited for
+        assert ranks.client.lookup(f"{number}", prompt_of("a")) == 0
+    assert not ranks.targets[0].asked
     ranks.start(1)
     wait_until_found(ranks, 3)
     ranks.servers[1].close()
@@ -151,12 +103,51 @@ def test_rank_that_starts_late_or_anew_is_found(ranks: Ranks) -> None:
 
 
 def wait_until_found(ranks: Ranks, num_found: int) -> None:
-    event = threading.Event()
-    for _ in range(2000):
-        if ranks.client.lookup("again", prompt_of("a")) == num_found:
-            return
-        event.wait(0.01)
-    raise AssertionError("the rank was not noticed")
+    wait_until(lambda: look_up(ranks.client, "again", prompt_of("a")) == num_found)
+
+
+def test_server_that_ends_is_a_miss_at_once_however_long_the_deadline(ranks: Ranks) -> None:
+    ranks.start(0, 1)
+    ranks.set_timeout_ms(600_000)
+    assert look_up(ranks.client, "request", prompt_of("a")) == 3
+    ranks.servers[1].close()
+    assert look_up(ranks.client, "request", prompt_of("a")) == 0
+    assert ranks.client.layouts() is None
+
+
+def test_server_that_was_replaced_while_nobody_asked_costs_nothing(ranks: Ranks) -> None:
+    """Once the connection is there again, which takes as long as it takes."""
+    ranks.start(0, 1)
+    found = []
+    for pause_s in (0.05, 0.2, 1.0, 5.0):
+        wait_until_found(ranks, 3)
+        ranks.servers[1].close()
+        ranks.start(1)
+        time.sleep(pause_s)
+        found.append(look_up(ranks.client, "request", prompt_of("a")))
+        if found[-1]:
+            break
+    assert found[-1] == 3
+
+
+def test_deadline_is_that_of_now(ranks: Ranks) -> None:
+    ranks.start(0, 1)
+    ranks.set_timeout_ms(1000)
+    look_up(ranks.client, "first", prompt_of("a"))
+    ranks.set_timeout_ms(500)
+    look_up(ranks.client, "second", prompt_of("a"))
+    assert [wait_s for _, _, wait_s in ranks.targets[0].asked] == [0.8, 0.4]
+
+
+def test_servers_may_change_their_kind_under_a_client(ranks: Ranks) -> None:
+    ranks.start(0, 1)
+    for is_async in (True, False, True):
+        wait_until_found(ranks, 3)
+        ranks.config.set("enable_async_loading", is_async)
+        for rank in (0, 1):
+            ranks.servers[rank].close()
+            ranks.start(rank)
+    wait_until_found(ranks, 3)
 
 
 def test_a_frame_that_cannot_be_read_is_answered(ranks: Ranks) -> None:
@@ -168,13 +159,22 @@ def test_a_frame_that_cannot_be_read_is_answered(ranks: Ranks) -> None:
             socket.send(frame)
             assert socket.poll(LONG_MS)
             assert b"Failed" in socket.recv()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(ranks.address.url(0))
+        for frames in ([b"no delimiter"], [b"", b""], [b"a", b"b", b"", b"\xc1"]):
+            stranger.send_multipart(frames)
+        assert stranger.poll(LONG_MS)
+    ranks.start(1)
+    assert look_up(ranks.client, "request", prompt_of("a")) == 3
 
 
-def test_server_that_cannot_listen_says_where(ranks: Ranks) -> None:
-    server = LMCacheLookupServer(pathlib.Path("/no such folder/socket"), ranks.targets[0])
-    with pytest.raises(ConfigError, match="cannot listen for lookups at"):
-        server.start()
-    server.close()
+def test_server_that_cannot_listen_says_where() -> None:
+    for server_class in (LMCacheLookupServer, LMCacheAsyncLookupServer):
+        server = server_class(pathlib.Path("/no such folder/socket"), Rank(1, 1))
+        with pytest.raises(ConfigError, match="cannot listen for lookups at"):
+            server.start()
+        server.close()
 
 
 def test_addresses_are_as_documented(tmp_path: pathlib.Path) -> None:
@@ -200,9 +200,4 @@ def test_sockets_of_the_dead_are_removed_and_no_others(ranks: Ranks) -> None:
     assert (dead.exists(), other.exists(), ranks.address.path(0).exists()) == (False, True, True)
     other.unlink()
     ranks.start(1)
-    assert ranks.client.lookup("request", prompt_of("a")) == 3
-
-
-def test_client_is_the_documented_class(ranks: Ranks) -> None:
-    assert type(ranks.client) is LMCacheLookupClient
-    assert type(ranks.factory.create_lookup_server(0, ranks.targets[0])) is LMCacheLookupServer
+    assert look_up(ranks.client, "request", prompt_of("a")) == 3

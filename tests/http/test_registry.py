@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import pathlib
 import sys
@@ -188,3 +189,21 @@ def test_prefixes_and_dependencies_of_nested_routers_count(write_module: WriteMo
     write_module("rival_api", path="/pre/in/b")
     with pytest.raises(EndpointError, match="GET /pre/in/b is defined by"):
         HTTPAPIRegistry(_PACKAGE)
+
+
+def test_second_package_is_served_too_and_may_not_claim_what_the_first_has(
+    write_module: WriteModule, tmp_path: pathlib.Path
+) -> None:
+    write_module("ant_api", path="/a")
+    second = tmp_path / _PACKAGE / "inner"
+    second.mkdir()
+    (second / "__init__.py").write_text("")
+    (second / "bee_api.py").write_text(_MODULE.replace("{path}", "/b").replace("{method}", "get"))
+    registry = HTTPAPIRegistry(_PACKAGE)
+    registry.add_package(f"{_PACKAGE}.inner")
+    assert registry.paths() == {("GET", "/a"), ("GET", "/b")}
+    (second / "cat_api.py").write_text(_MODULE.replace("{path}", "/a").replace("{method}", "get"))
+    importlib.invalidate_caches()  # folders are not looked at again within one tick of their clock
+    expected = rf"GET /a is defined by {_PACKAGE}\.ant_api and by {_PACKAGE}\.inner\.cat_api"
+    with pytest.raises(EndpointError, match=expected):
+        registry.add_package(f"{_PACKAGE}.inner")

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from lmcache.errors import ConfigError
-from lmcache.server.addresses import http_url, listen, zmq_url
+from lmcache.http.listening import http_url, listen
+from lmcache.server.addresses import zmq_url
 
 
 def test_listening_socket_is_reachable_and_knows_its_url() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.driver import spec_of
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +36,6 @@ def running_server(**options: int) -> Iterator[CacheServer]:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Engines that share KV must load one model from one place."""
     return tmp_path_factory.mktemp("model")
-
-
-def spec_of(folder: pathlib.Path, connector: dict[str, Any] | None, **more: Any) -> EngineSpec:
-    """One thread is enough for a model of this size, and a crowded machine likes it better."""
-    options = {"max_model_len": 4096, **more.pop("options", {})}
-    environment = {"OMP_NUM_THREADS": "1"}
-    return EngineSpec(folder, connector=connector, options=options, environment=environment, **more)
 
 
 def running(spec: EngineSpec, server: CacheServer, joins: bool = True) -> Iterator[Driver]:

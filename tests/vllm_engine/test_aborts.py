@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from lmcache.testing.vllm_spec import Gate
-from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import new_salt, prompt_of, same
 
 
 def stored(engine: Driver, seed: int) -> tuple[list[int], str]:

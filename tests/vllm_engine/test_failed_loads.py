@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lmcache.testing.vllm_spec import Gate
-from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same, worst_error
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import new_salt, prompt_of, same, worst_error
 
 
 @pytest.fixture

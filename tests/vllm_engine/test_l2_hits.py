@@ -20,10 +20,10 @@ from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import Output, mp_connector
 from tests.l2.redis_servers import need_redis_server
 from tests.server.running import free_port
-from tests.vllm_engine.conftest import spec_of
-from tests.vllm_engine.driver import CHUNK, prompt_of, same
 from tests.vllm_engine.tiers import Tier, TierServer, tier_server
 from tests.vllm_serve.serving import wait_until
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import CHUNK, prompt_of, same
 
 NUM_CHUNKS = 3
 PROMPT = prompt_of(NUM_CHUNKS * CHUNK + 132, seed="outlives the pool")

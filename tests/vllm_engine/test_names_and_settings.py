@@ -13,8 +13,8 @@ from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import mp_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
-from tests.vllm_engine.conftest import spec_of
 from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.driver import spec_of
 
 OURS = "lmcache.integration.vllm.lmcache_mp_connector.LMCacheMPConnector"
 

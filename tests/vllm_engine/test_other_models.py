@@ -15,8 +15,10 @@ from lmcache.integration.vllm.layout import unsupported_reason
 from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_GEMMA3, TINY_LFM2, TINY_LLAMA, write_adapter
 from lmcache.testing.vllm_spec import mp_connector
 from tests.vllm_engine.cache_server import CacheServer
-from tests.vllm_engine.conftest import running, spec_of
-from tests.vllm_engine.driver import Driver, held, new_salt, prompt_of, same, worst_error
+from tests.vllm_engine.conftest import running
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import held, new_salt, prompt_of, same, worst_error
 
 StartEngine = Callable[..., AbstractContextManager[Driver]]
 

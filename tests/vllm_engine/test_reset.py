@@ -10,7 +10,8 @@ import pytest
 from lmcache.testing.vllm_models import TINY_LLAMA, write_model, write_weights
 from lmcache.testing.vllm_spec import Gate
 from tests.vllm_engine.cache_server import CacheServer
-from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import new_salt, prompt_of, same
 
 HOLD_COPY = """
 gather = engine._transfer._copier.gather

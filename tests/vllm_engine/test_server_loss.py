@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from tests.vllm_engine.cache_server import CacheServer
-from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import new_salt, prompt_of, same
 
 
 def wait_until_lost(engine: Driver) -> None:

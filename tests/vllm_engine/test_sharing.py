@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.vllm_engine.driver import Driver, new_salt, prompt_of, same, worst_error
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import new_salt, prompt_of, same, worst_error
 
 
 def test_another_process_hits_what_the_first_stored(main_engine: Driver, sync_engine: Driver) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from lmcache.testing.vllm_spec import Gate, mp_connector
 from tests.vllm_engine.cache_server import CacheServer
-from tests.vllm_engine.conftest import running, running_server, spec_of
-from tests.vllm_engine.driver import BLOCK, Driver, new_salt, prompt_of, same
-from tests.vllm_engine.test_preemption import COUNT_PREEMPTIONS, check_pages
+from tests.vllm_engine.conftest import running, running_server
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import BLOCK, new_salt, prompt_of, same
 
 STEP = "tier.load"
 NUM_BLOCKS = 25
@@ -193,7 +194,7 @@ def test_tier_that_does_not_answer_in_time(engine: Driver, gate: Gate, tmp_path:
 
 def test_preemption_and_slow_loads(engine: Driver) -> None:
     """Requests that were preempted ask again, and wait again."""
-    engine.run(COUNT_PREEMPTIONS)
+    engine.count_preemptions()
     prompts, salt = [prompt_of(480 + 40 * index, seed=240 + index) for index in range(8)], new_salt()
     for prompt in prompts:
         engine.store(prompt, salt)
@@ -203,9 +204,9 @@ def test_preemption_and_slow_loads(engine: Driver) -> None:
     outputs = engine.process.generate(prompts, 150, salts=[salt] * len(prompts))
     assert [len(output.token_ids) for output in outputs] == [150] * len(prompts)
     assert all(output.num_cached_tokens for output in outputs)
-    assert engine.run("result = engine.num_preempted") > 0
+    assert engine.num_preempted > 0
     for prompt, output in zip(prompts, outputs, strict=True):
-        check_pages(engine, prompt + output.token_ids[:BLOCK], salt)
+        engine.check_pages(prompt + output.token_ids[:BLOCK], salt)
 
 
 def test_server_dies_while_it_is_waited_for(engine: Driver, gate: Gate, tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.vllm_engine.driver import CHUNK, Driver, new_salt, prompt_of
+from tests.vllm_engine.driver import Driver
+from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of
 
 RECORD_EVENTS = """
 events = engine.events = []

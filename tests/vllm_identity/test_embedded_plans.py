@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lmcache.config.engine.loading import load_engine_config
 from lmcache.core.hashing import PrefixChain, make_algorithm
+from lmcache.embedded.jobs import Prompt
 from lmcache.errors import ConfigError
 from lmcache.integration.vllm.embedded_settings import (
     check_chunk_size,
@@ -30,7 +31,7 @@ with warnings.catch_warnings():
 def test_every_block_is_loaded_once_from_its_place(per_chunk: int, first: int, num_blocks: int) -> None:
     block_ids = [1000 + 7 * position for position in range(first + num_blocks)]
     digests = [bytes([index]) for index in range(-(-len(block_ids) // per_chunk))]
-    parts = plan_parts(digests, per_chunk, first, block_ids)
+    parts = plan_parts(Prompt(b"root", "", tuple(digests)), per_chunk, first, block_ids)
     placed = {
         digests.index(part.digest) * per_chunk + part.first_block + offset: block_id
         for part in parts
@@ -39,6 +40,13 @@ def test_every_block_is_loaded_once_from_its_place(per_chunk: int, first: int, n
     assert placed == {position: block_ids[position] for position in range(first, len(block_ids))}
     assert sum(len(part.block_ids) for part in parts) == num_blocks
     assert all(part.first_block + len(part.block_ids) <= per_chunk for part in parts)
+
+
+def test_part_of_a_chunk_that_is_not_whole_tells_how_many_blocks_it_has() -> None:
+    prompt = Prompt(b"root", "", (b"a", b"b"), tail_blocks=3)
+    whole, unfull = plan_parts(prompt, 4, 1, range(100, 106))
+    assert (whole.first_block, whole.block_ids, whole.chunk_blocks) == (1, (101, 102, 103), 0)
+    assert (unfull.first_block, unfull.block_ids, unfull.chunk_blocks) == (0, (104, 105), 3)
 
 
 @dataclass

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lmcache.config.engine.loading import load_engine_config
-from lmcache.core.hashing import chunk_digests, make_algorithm
+from lmcache.core.hashing import chunk_digests, make_algorithm, tokens_to_bytes
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.jobs import Prompt
+from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.errors import DeclinedError
 from lmcache.testing.paged_memory import BLOCK_SIZE, CHUNK_SIZE, make_layout
 from tests.conftest import FakeClock
@@ -30,7 +31,8 @@ class Client:
     def __init__(self, world_size: int) -> None:
         self.found_layouts: list[KVLayout] | None = [make_layout(100)] * world_size
         self.declined = ""
-        self.num_found = 0
+        self.num_found: int | None = 0
+        self.forgotten: list[str] = []
         self.asked: list[tuple[str, Prompt, bool]] = []
 
     def layouts(self) -> list[KVLayout] | None:
@@ -38,9 +40,15 @@ class Client:
             raise DeclinedError(self.declined)
         return self.found_layouts
 
-    def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int:
+    def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int | None:
         self.asked.append((lookup_id, prompt, may_wait))
-        return min(self.num_found, len(prompt.digests))
+        return None if self.num_found is None else min(self.num_found, len(prompt.digests))
+
+    def forget(self, lookup_id: str) -> None:
+        self.forgotten.append(lookup_id)
+
+    def name(self) -> str:
+        return "Client"
 
     def close(self) -> None:
         """Nothing is open."""
@@ -49,15 +57,16 @@ class Client:
 class Site:
     """One scheduler half, and vLLM's part in a few lines: requests get blocks one after the other."""
 
-    def __init__(self, world_size: int, **settings: object) -> None:
+    def __init__(self, world_size: int, meter: EmbeddedMetrics | None = None, **settings: object) -> None:
         given = {"chunk_size": CHUNK_SIZE, **settings}
         self.config, _ = load_engine_config({}, {f"lmcache.{key}": value for key, value in given.items()})
         self.client, self.clock = Client(world_size), FakeClock()
         self.forgotten: list[set[int]] = []
         self.can_forget = True
+        self.slept: list[float] = []
         self.half = EmbeddedScheduler(
             self.config, self.client, make_algorithm("blake3"), {"model": "m"}, world_size, BLOCK_SIZE,
-            True, True, 1, self._forget, self.clock,
+            True, True, 1, self._forget, self.clock, sleep=self.slept.append, meter=meter,
         )  # fmt: skip
         self.blocks: dict[str, list[int]] = {}
         self._next_block = 0
@@ -71,7 +80,7 @@ class Site:
         from vllm.v1.request import Request
 
         tokens = [seed * 1000 + position for position in range(int(num_chunks * CHUNK_SIZE))]
-        num_blocks = -(-len(tokens) // BLOCK_SIZE) + 4
+        num_blocks = -(-len(tokens) // BLOCK_SIZE) + 40  # room for answers
         self.blocks[name] = list(range(self._next_block, self._next_block + num_blocks))
         self._next_block += num_blocks
         return Request(name, tokens, SamplingParams(max_tokens=9), None)
@@ -92,6 +101,7 @@ class Site:
             scheduled_cached_reqs=SimpleNamespace(
                 req_ids=list(requests), num_computed_tokens=[each.num_computed_tokens for each in requests.values()]
             ),
+            total_num_scheduled_tokens=sum(count for _, count in num_scheduled.values()),
             num_scheduled_tokens={name: count for name, (_, count) in num_scheduled.items()},
             kv_connector_block_state=SimpleNamespace(get_block_ids=lambda name: (self.blocks[name],)),
         )
@@ -223,3 +233,171 @@ def test_requests_beyond_the_priority_limit_are_not_stored() -> None:
         site.admit(request)
     (store,) = site.step(a=(urgent, CHUNK_SIZE), b=(idle, CHUNK_SIZE)).stores
     assert set(store.block_ids[0]) <= set(site.blocks["a"])
+
+
+def digests_of(site: Site, request: Any) -> list[bytes]:
+    return chunk_digests(make_algorithm("blake3"), site.half.find_root(), request.all_token_ids, CHUNK_SIZE)
+
+
+def unfull_digest(site: Site, request: Any) -> bytes:
+    """By hand, of the tokens beyond the prompt's whole chunks."""
+    whole = digests_of(site, request)
+    tail = request.all_token_ids[len(whole) * CHUNK_SIZE : request.num_prompt_tokens]
+    prefix = whole[-1] if whole else site.half.find_root()
+    return make_algorithm("blake3").next_digest(prefix, tokens_to_bytes(tail), b"")
+
+
+@pytest.mark.parametrize("num_chunks", [0.0625, 0.5, 1.75, 3.0])
+def test_last_chunk_of_a_prompt_is_stored_unwhole_once_it_is_computed(num_chunks: float) -> None:
+    site = Site(1, save_unfull_chunk=True)
+    request = site.add("a", num_chunks)
+    site.admit(request)
+    num_tokens = request.num_prompt_tokens
+    if num_tokens > 1:
+        assert all(
+            len(row) == CHUNK_BLOCKS for job in site.step(a=(request, num_tokens - 1)).stores for row in job.block_ids
+        )
+    num_left = num_tokens - request.num_computed_tokens
+    stores = site.step(a=(request, num_left)).stores
+    if num_chunks == 3.0:
+        assert [store.digests for store in stores] == [(digests_of(site, request)[-1],)]
+        return
+    (store,) = stores
+    assert store.digests == (unfull_digest(site, request),)
+    first = num_tokens // CHUNK_SIZE * CHUNK_BLOCKS
+    assert store.block_ids == (tuple(site.blocks["a"][first : -(-num_tokens // BLOCK_SIZE)]),)
+    assert (store.request_id, store.num_tokens) == ("a", num_tokens % CHUNK_SIZE)
+    assert site.step(a=(request, 1)).stores == []
+
+
+def test_whole_prompt_is_found_by_the_chunk_that_is_not_whole() -> None:
+    site = Site(1, save_unfull_chunk=True)
+    site.client.num_found = 3
+    request = site.add("a", 2.5)
+    assert site.admit(request) == int(2.5 * CHUNK_SIZE) - 1
+    ((_, prompt, _),) = site.client.asked
+    assert prompt.digests == (*digests_of(site, request), unfull_digest(site, request))
+    assert prompt.tail_blocks == CHUNK_BLOCKS // 2
+    meta = site.step(a=(request, 1))
+    (load,) = meta.loads
+    assert [(part.digest, len(part.block_ids), part.chunk_blocks) for part in load.parts] == [
+        (prompt.digests[0], CHUNK_BLOCKS, 0), (prompt.digests[1], CHUNK_BLOCKS, 0),
+        (prompt.digests[2], CHUNK_BLOCKS // 2, CHUNK_BLOCKS // 2),
+    ]  # fmt: skip
+    assert load.num_tokens == int(2.5 * CHUNK_SIZE) - 1
+    assert meta.stores == []  # all of it is known
+
+
+def test_less_than_all_of_it_counts_in_whole_chunks() -> None:
+    site = Site(1, save_unfull_chunk=True)
+    site.client.num_found = 2
+    request = site.add("a", 2.5)
+    assert site.admit(request) == 2 * CHUNK_SIZE
+    (store,) = site.step(a=(request, CHUNK_SIZE // 2)).stores
+    assert store.digests == (unfull_digest(site, request),)
+
+
+def test_chunk_that_became_whole_is_stored_and_asked_for_as_such() -> None:
+    site = Site(1, save_unfull_chunk=True, save_decode_cache=True)
+    request = site.add("a", 1.5)
+    site.admit(request)
+    (store,) = site.step(a=(request, request.num_prompt_tokens)).stores
+    assert store.digests == (*digests_of(site, request), unfull_digest(site, request))
+    request.append_output_token_ids(list(range(CHUNK_SIZE)))
+    (store,) = site.step(a=(request, CHUNK_SIZE)).stores
+    assert store.digests == (digests_of(site, request)[1],)
+    assert len(store.block_ids[0]) == CHUNK_BLOCKS
+    site.clock.advance(2.0)
+    site.half.get_num_new_matched_tokens(request, 0)  # preempted
+    _, prompt, _ = site.client.asked[-1]
+    assert (prompt.digests, prompt.tail_blocks) == (tuple(digests_of(site, request)), 0)
+
+
+def test_preempted_request_finds_its_prompt_by_the_chunk_that_is_not_whole() -> None:
+    """And computes the rest into the same block."""
+    site = Site(1, save_unfull_chunk=True)
+    request = site.add("a", 1.5)
+    site.admit(request)
+    site.step(a=(request, request.num_prompt_tokens))
+    request.append_output_token_ids([1, 2, 3])
+    request.num_computed_tokens, request.num_preemptions = 0, 1
+    site.client.num_found = 2
+    site.clock.advance(2.0)
+    assert site.admit(request) == request.num_prompt_tokens
+    (load,) = site.step(a=(request, 3)).loads
+    assert load.num_tokens == request.num_prompt_tokens
+
+
+def test_nothing_of_it_is_hashed_or_asked_for_while_the_setting_is_off() -> None:
+    site = Site(1)
+    request = site.add("a", 1.5)
+    site.admit(request)
+    assert site.client.asked[0][1].tail_blocks == 0
+    (store,) = site.step(a=(request, request.num_prompt_tokens)).stores
+    assert store.digests == tuple(digests_of(site, request))
+    assert site.half._trackers["a"].unfull is None
+    # Switched on while the request runs: from the next step on.
+    site.config.set("save_unfull_chunk", True)
+    (store,) = site.step(a=(request, 1)).stores
+    assert store.digests == (unfull_digest(site, request),)
+
+
+def test_answers_are_stored_from_the_moment_they_are_asked_for() -> None:
+    site = Site(1)
+    request = site.add("a", 1.5)
+    site.admit(request)
+    site.step(a=(request, request.num_prompt_tokens))
+    for wanted, num_stored in ((False, 0), (True, 1), (False, 0)):
+        site.config.set("save_decode_cache", wanted)
+        request.append_output_token_ids(list(range(CHUNK_SIZE)))
+        assert len(site.step(a=(request, CHUNK_SIZE)).stores) == num_stored, wanted
+    site.config.set("save_decode_cache", True)
+    request.append_output_token_ids([7])
+    (store,) = site.step(a=(request, 1)).stores
+    assert store.digests == (digests_of(site, request)[3],)
+
+
+def test_lookup_that_takes_its_time_is_asked_for_again_and_an_idle_engine_waits() -> None:
+    site = Site(1, extra_config={"lookup_backoff_time": 0.02})
+    site.client.num_found = None
+    request, other = site.add("a", 2), site.add("b", 1, seed=1)
+    assert site.admit(request) is None
+    site.step(b=(other, 5))
+    assert site.slept == []  # others have work
+    assert site.admit(request) is None
+    site.step()
+    assert site.slept == [0.02]
+    site.step()
+    assert site.slept == [0.02]
+    site.client.num_found = 1
+    assert site.admit(request) == CHUNK_SIZE
+    assert site.client.forgotten == []
+
+
+def test_pending_lookup_of_a_request_that_ends_is_forgotten_and_released() -> None:
+    site = Site(1)
+    site.client.num_found = None
+    request = site.add("a", 2)
+    site.admit(request)
+    site.half.request_finished(request)
+    assert site.client.forgotten == ["a"]
+    assert site.step().released == ["a"]
+    assert site.half.num_trackers == 0
+
+
+def test_backoff_is_short_whatever_is_configured() -> None:
+    site = Site(1, extra_config={"lookup_backoff_time": 60})
+    site.client.num_found = None
+    site.admit(site.add("a", 2))
+    site.step()
+    assert site.slept == [0.1]
+
+
+def test_rest_of_a_prompt_is_told_where_chunks_are_counted() -> None:
+    site = Site(1, enable_chunk_statistics=True)
+    for name, num_chunks in (("a", 1.5), ("b", 0.5), ("c", 2)):
+        site.admit(site.add(name, num_chunks))
+    found = [
+        (len(prompt.digests), len(prompt.tail.token_ids) if prompt.tail else 0) for _, prompt, _ in site.client.asked
+    ]
+    assert found == [(1, CHUNK_SIZE // 2), (0, CHUNK_SIZE // 2), (2, 0)]

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import EngineSpec
+from lmcache.testing.vllm_spec import EngineSpec, embedded_connector
+from tests.vllm_shared.driver import spec_of
 from tests.vllm_v1.driver import EmbeddedDriver
 
 # Small pools: several engines live at the same time.
@@ -25,17 +26,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def v1_connector(keep_on_reset: bool = True, **settings: Any) -> dict[str, Any]:
-    """The kv-transfer-config a user would write, all settings in it."""
-    extra = {f"lmcache.{key}": value for key, value in {"max_local_cpu_size": POOL_GB, **settings}.items()}
-    extra["keep_on_reset"] = keep_on_reset  # the tests reset vLLM's prefix cache only to make it forget
-    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", "kv_connector_extra_config": extra}
-
-
-def spec_of(folder: pathlib.Path, connector: dict[str, Any], **more: Any) -> EngineSpec:
-    """One thread is enough for a model of this size, and a crowded machine likes it better."""
-    options = {"max_model_len": 4096, **more.pop("options", {})}
-    environment = {"OMP_NUM_THREADS": "1", **more.pop("environment", {})}
-    return EngineSpec(folder, connector=connector, options=options, environment=environment, **more)
+    """With a small pool; the tests reset vLLM's prefix cache only to make it forget."""
+    return embedded_connector(keep_on_reset, **{"max_local_cpu_size": POOL_GB, **settings})
 
 
 def running(spec: EngineSpec) -> Iterator[EmbeddedDriver]:
@@ -51,9 +43,9 @@ def running(spec: EngineSpec) -> Iterator[EmbeddedDriver]:
 
 @pytest.fixture(scope="session")
 def main_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
-    """vLLM's prefix caching on, events on, one key nobody knows, one that is not honoured."""
+    """vLLM's prefix caching on, events on, one key nobody knows."""
     events = {"enable_kv_cache_events": True, "publisher": "null"}
-    connector = v1_connector(enable_kv_events=True, chunk_sice=128, use_layerwise=True)
+    connector = v1_connector(enable_kv_events=True, chunk_sice=128)
     yield from running(spec_of(model_folder, connector, options={"kv_events_config": events}))
 
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import Output
-from tests.vllm_engine.driver import new_salt
+from tests.vllm_shared.driver import VllmDriver
 
 # The two halves, in a process that holds both.
 _HALVES = """
@@ -24,7 +22,7 @@ while not request.num_output_tokens:
     engine.step()
 (block_ids,) = scheduler.kv_cache_manager.get_block_ids(request_id)
 block_ids = block_ids[: len(prompt) // scheduler.block_size]
-copier, layout = worker.engine._copier, worker.engine.rank.layout
+copier, layout = worker.engine._transfers._copier, worker.engine.rank.layout
 packed = np.empty(len(block_ids) * copier.block_bytes, dtype=np.uint8)
 copier.gather(block_ids, packed)
 values = torch.from_numpy(packed).view(torch.bfloat16).float().reshape(layout.num_layers, len(block_ids), -1)
@@ -44,42 +42,12 @@ result = {
 """
 
 
-class EmbeddedDriver:
-    def __init__(self, process: EngineProcess) -> None:
-        self.process = process
-
+class EmbeddedDriver(VllmDriver):
     def run(self, source: str, **values: Any) -> Any:
         """Run Python inside, where `half` is the scheduler's half and `worker` the worker's."""
         return self.process.run(_HALVES + source, **values)
 
-    def one(self, prompt: list[int], salt: str = "", max_tokens: int = 4, **sampling: Any) -> Output:
-        (output,) = self.process.generate(
-            [prompt], max_tokens, salts=[salt] if salt else None, sampling=sampling or None
-        )
-        return output
-
-    def store(self, prompt: list[int], salt: str = "", max_tokens: int = 1) -> Output:
-        """Compute and save a prompt, and make vLLM forget it."""
-        output = self.one(prompt, salt, max_tokens=max_tokens)
-        self.process.forget()
-        return output
-
-    def hit(self, prompt: list[int], salt: str = "", **options: Any) -> Output:
-        """Ask for a prompt that only our engine can know."""
-        self.process.forget()
-        return self.one(prompt, salt, **options)
-
-    def prefix_hit(self, prompt: list[int], num_tokens: int, **options: Any) -> Output:
-        """The oracle: the same prompt with `num_tokens` tokens from vLLM's own prefix cache, and none from us."""
-        salt = new_salt("oracle")
-        if num_tokens:
-            self.one(prompt[:num_tokens], salt, max_tokens=1)
-        output = self.one(prompt, salt, **options)
-        assert output.num_cached_tokens == num_tokens
-        return output
-
     def pages(self, prompt: list[int], salt: str = "") -> tuple[int, np.ndarray]:
-        """Cached tokens, and the KV `[layers, blocks, values]` vLLM works with for a prompt's whole blocks."""
         num_cached, pages = self.run(_PAGES, prompt=prompt, salt=salt)
         return num_cached, pages
 
@@ -98,10 +66,6 @@ class EmbeddedDriver:
             return None
         source = "result = str(worker.engine.pool.config.folder) if worker is not None and worker.engine else None"
         found: str | None = self.run(source)
-        return found
-
-    def log_lines(self, level: str = "WARNING") -> list[str]:
-        found: list[str] = self.process.call("log_lines", level)
         return found
 
     def check_nothing_held(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vllm_engine.driver import new_salt, prompt_of, same, worst_error
+from tests.vllm_shared.prompts import new_salt, prompt_of, same, worst_error
 from tests.vllm_v1.driver import EmbeddedDriver
 
 # L1 is cleared by force once a load has reached a step: what it was promised is gone, locks or no locks.
@@ -19,11 +19,11 @@ class ClearAt:
             self.num_reached += 1
             if self.num_reached == 2:
                 worker.engine.clear()
-worker.engine._steps = ClearAt(step)
+worker.engine._transfers._steps = ClearAt(step)
 """
 _STOP_CLEARING = """
 from lmcache.telemetry.steps import NO_STEPS
-worker.engine._steps = NO_STEPS
+worker.engine._transfers._steps = NO_STEPS
 """
 
 

@@ -7,8 +7,9 @@ import pathlib
 import pytest
 
 from lmcache.testing.vllm_engine import EngineProcess
-from tests.vllm_engine.driver import new_salt, prompt_of
-from tests.vllm_v1.conftest import running, spec_of, v1_connector
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import new_salt, prompt_of
+from tests.vllm_v1.conftest import running, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_GEMMA3
-from tests.vllm_engine.driver import new_salt, prompt_of, same
-from tests.vllm_v1.conftest import running, spec_of, v1_connector
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import new_salt, prompt_of, same
+from tests.vllm_v1.conftest import running, v1_connector
 
 
 @pytest.mark.parametrize("model", [TINY_DEEPSEEK, TINY_GEMMA3], ids=["latent", "windows"])

@@ -11,7 +11,7 @@ import pytest
 from lmcache.embedded.pool import POOL_ROOT, PRIVATE_PREFIX
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import EngineSpec
-from tests.vllm_engine.driver import CHUNK, prompt_of, same
+from tests.vllm_shared.prompts import CHUNK, prompt_of, same
 from tests.vllm_v1.conftest import v1_connector
 
 _SETTLE_S = 20.0

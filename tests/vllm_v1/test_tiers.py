@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmcache.testing.vllm_engine import EngineProcess
-from tests.vllm_engine.driver import prompt_of, same
-from tests.vllm_v1.conftest import running, spec_of, v1_connector
+from tests.vllm_shared.driver import spec_of
+from tests.vllm_shared.prompts import prompt_of, same
+from tests.vllm_v1.conftest import running, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
 
 _SETTLE_S = 20.0

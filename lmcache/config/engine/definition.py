@@ -77,8 +77,11 @@ class Definition:
 
 def shown(name: str, value: object) -> str:
     """A value as messages show it: no secrets, no end of it."""
-    safe = cast("dict[str, object]", make_json_safe({name: value}))
-    text = repr(next(iter(safe.values())))
+    try:
+        safe = cast("dict[str, object]", make_json_safe({name: value}))
+        text = repr(next(iter(safe.values())))
+    except RecursionError:
+        return "something that is nested too deeply"
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."
 
 

@@ -54,9 +54,9 @@ class ExtraKeys:
     lookup_backoff_time: float = setting(
         number(0, 60), 0.01, "Seconds between two looks for the answer of an asynchronous lookup."
     )
-    internal_api_server_access_log: bool = setting(FLAG, True, "Log every call of the internal API.")
+    internal_api_server_access_log: bool = setting(FLAG, True, "Log every call of the internal API, at the level info.")
     internal_api_server_log_level: str = setting(
-        choice("critical", "error", "warning", "info", "debug", "trace"), "warning", "Log level of its HTTP server."
+        choice("critical", "error", "warning", "info", "debug", "trace"), "warning", "Level from which it logs."
     )
     ping_interval: float = setting(number(0, is_low_open=True), 30.0, "Seconds between two checks of a remote tier.")
     ping_timeout: float = setting(number(0, is_low_open=True), 5.0, "Seconds that such a check may take.")

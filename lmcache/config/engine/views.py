@@ -83,13 +83,12 @@ def internal_api_settings(config: LMCacheEngineConfig) -> InternalAPISettings:
 
 @dataclass(frozen=True, slots=True)
 class ChunkStatisticsSettings:
-    """`auto_exit_timeout_s` and `auto_exit_target` 0: never. `extra` has what only one strategy reads."""
+    """What a recorder is made with. `extra` has what only one strategy reads."""
 
     strategy: str
     is_started: bool
-    auto_exit_timeout_s: float
-    auto_exit_target: int
     queue_capacity: int
+    hashes_early: bool
     extra: ExtraSettings
 
 
@@ -98,8 +97,7 @@ def chunk_statistics_settings(config: LMCacheEngineConfig) -> ChunkStatisticsSet
     return ChunkStatisticsSettings(
         strategy=config.chunk_statistics_strategy,
         is_started=config.chunk_statistics_auto_start_statistics,
-        auto_exit_timeout_s=config.chunk_statistics_auto_exit_timeout_hours * 3600,
-        auto_exit_target=config.chunk_statistics_auto_exit_target_unique_chunks,
         queue_capacity=extra.chunk_statistics_async_queue_capacity,
+        hashes_early=extra.chunk_statistics_async_preprocess_chunks,
         extra=extra,
     )

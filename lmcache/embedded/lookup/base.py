@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.jobs import Prompt
+from lmcache.embedded.operations import CacheOperations
 
 
 class LookupClient(Protocol):
@@ -29,6 +30,10 @@ class LookupClient(Protocol):
 
     def name(self) -> str:
         """The class, around that of the client inside where there is one: `Outer(Inner(Core))`."""
+
+    def end_lookups(self) -> None:
+        """Only `close` follows. Ranks hold nothing any more for lookups that are under way: it waits a moment at most
+        for them to say so."""
 
     def close(self) -> None: ...
 
@@ -72,6 +77,21 @@ class LookupTarget(Protocol):
         """Raises DeclinedError."""
 
     def lookup(self, lookup_id: str, prompt: Prompt, wait_s: float) -> int: ...
+
+    def lookup_later(self, lookup_id: str, prompt: Prompt, wait_s: float, on_found: Callable[[int], None]) -> None:
+        """The same without waiting: `on_found` is told once, from any thread, perhaps before this returns."""
+
+    def release(self, lookup_ids: Iterable[str]) -> int:
+        """These lookups are over, those still under way too; how many of them held something."""
+
+
+class TierLookups(CacheOperations, Protocol):
+    """A scheduler's own engine, over the L2 tiers alone."""
+
+    def count_leading(self, prompt: Prompt, wait_s: float) -> int:
+        """Leading chunks that the tiers hold for every rank, as far as they answer within this time."""
+
+    def close(self) -> None: ...
 
 
 # Where each rank listens, in rank order.

@@ -32,6 +32,18 @@ class Lookup(msgspec.Struct, tag=True, frozen=True):
     tail_blocks: int = 0
 
 
+class Release(msgspec.Struct, tag=True, frozen=True):
+    """Nobody loads what these lookups found. Those still under way are over too."""
+
+    lookup_ids: tuple[str, ...]
+
+
+class Released(msgspec.Struct, tag=True, frozen=True):
+    """`num_lookups`: how many of them held something."""
+
+    num_lookups: int
+
+
 class Found(msgspec.Struct, tag=True, frozen=True):
     num_chunks: int
 
@@ -42,5 +54,5 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-Question = Hello | Lookup
-Answer = Introduction | Declined | Found | Failed
+Question = Hello | Lookup | Release
+Answer = Introduction | Declined | Found | Released | Failed

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from lmcache.integration.mp.load_run import LoadRun
 from lmcache.integration.mp.membership import Membership
 from lmcache.integration.mp.store_pipeline import StoreConfig, StorePipeline
 from lmcache.integration.mp.store_queue import RunState, StoreQueue, StoreRun
+from lmcache.kv_copy.affinity import restore_affinity
 from lmcache.kv_copy.base import KVCopier
 from lmcache.protocol.messages import Transferred
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
@@ -175,7 +175,7 @@ class TransferWorker:
     # The copying threads
 
     def _run(self) -> None:
-        _restore_affinity()
+        restore_affinity()
         stores = self._make_pipeline()
         while True:
             with self._work:
@@ -286,11 +286,3 @@ class TransferWorker:
         self._report(
             Transferred(True, len(job.chunks), result.num_bytes, result.duration_s, job.cache_salt, result.is_ok)
         )
-
-
-def _restore_affinity() -> None:
-    """Engines bind the thread that starts us to one core; take the cores their parent process has too."""
-    try:
-        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()) | os.sched_getaffinity(0))
-    except OSError:
-        return

@@ -106,6 +106,16 @@ class ChunkExtras:
         for index in range(known, total):
             self.by_chunk.append(self._extra(index * chunk_size, (index + 1) * chunk_size, adapter))
 
+    def tail(self, start: int, end: int) -> bytes:
+        """The extras of tokens beyond the whole chunks that are known. Raises DeclinedError."""
+        if is_plain(self._request):
+            return b""
+        feature_index = self._feature_index
+        try:
+            return self._extra(start, end, self._adapter_key())
+        finally:
+            self._feature_index = feature_index  # the chunk may yet become whole
+
     def _extra(self, start: int, end: int, adapter: list[object]) -> bytes:
         request = self._request
         keys, self._feature_index = generate_block_hash_extra_keys(request, start, end, self._feature_index)

@@ -19,11 +19,13 @@ from lmcache.core.identity import make_root
 from lmcache.core.keys import check_cache_salt
 from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart
 from lmcache.embedded.lookup.base import LookupClient
+from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.errors import DeclinedError, KeyFormatError, LMCacheError
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
+from lmcache.integration.vllm.embedded_lookups import EmbeddedLookups
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.embedded_saves import EmbeddedSaves
-from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads
+from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads, UnfullChunk
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a lookup found is held by the ranks for much longer than this.
-_ANSWER_REUSE_S = 1.0
 _SAID_MAX = 1000
 _EPOCH_BYTES = 16
 
@@ -67,6 +67,8 @@ class EmbeddedScheduler:
         forget_cached: ForgetCached,
         clock: Callable[[], float] = time.monotonic,
         find_prefix_cache: FindPrefixCache = no_prefix_cache,
+        sleep: Callable[[float], None] = time.sleep,
+        meter: EmbeddedMetrics | None = None,
     ) -> None:
         self._config = config
         self.client = client
@@ -78,7 +80,8 @@ class EmbeddedScheduler:
         self._can_load = can_load
         self._can_save = can_save
         self._forget_cached = forget_cached
-        self._clock = clock
+        self._meter = meter or EmbeddedMetrics.unshown()
+        self._lookups = EmbeddedLookups(config, client, clock, sleep, self._meter)
         self._find_prefix_cache = find_prefix_cache
         self._prefix_cache = find_prefix_cache()
         self._epoch = b""
@@ -89,11 +92,10 @@ class EmbeddedScheduler:
         self._trackers: dict[str, EmbeddedTracker] = {}
         self._new_loads: list[EmbeddedTracker] = []
         self._unconfirmed = UnconfirmedLoads(num_unsure_steps)
-        self._released: list[str] = []
         self._said: set[str] = set()
         self.saves = EmbeddedSaves(
             config.chunk_size, block_size, lambda: config.save_decode_cache, lambda: config.enable_kv_events,
-            self._rehash,
+            self._rehash, self._find_unfull,
         )  # fmt: skip
 
     # Identity
@@ -128,7 +130,7 @@ class EmbeddedScheduler:
         self._unconfirmed.clear()
         self.saves.unfollow_all()
         for tracker in self._trackers.values():
-            self._release(tracker)
+            self._lookups.release(tracker)
         self._trackers.clear()
         self._say_once("vLLM reset its prefix cache: what was stored before is not used any more")
 
@@ -139,46 +141,23 @@ class EmbeddedScheduler:
         self._look_for_reset()
         if self._look_for_failures():
             return None  # its blocks may be those that vLLM has just been told to forget
-        tracker = self._tracker(request)
+        tracker = self._tracker(request, num_computed_tokens)
         if tracker is None:
             return 0
         tracker.local_tokens = num_computed_tokens
         if tracker.has_failed or not self._can_load or not self._rehash(tracker):
             return 0
-        if not self._look_up(tracker, num_computed_tokens):
+        if not self._lookups.ask(tracker, self._root, self._find_unfull(tracker), num_computed_tokens):
             return None
-        found = tracker.num_found_chunks * self._config.chunk_size
+        found = tracker.num_found_tokens
         # A token must be left to compute.
         num_tokens = min(found, request.num_tokens - 1) - num_computed_tokens
         if num_tokens <= 0 or found < self._config.min_retrieve_tokens:
-            self._release(tracker)
+            self._lookups.release(tracker)
             return 0
         return int(num_tokens)
 
-    def _look_up(self, tracker: EmbeddedTracker, num_local_tokens: int) -> bool:
-        """Ask the ranks, unless they were asked the same a moment ago and hold what they found.
-        False: the answer is not there yet."""
-        digests = tracker.chain.digests
-        is_fresh = tracker.is_holding and self._clock() - tracker.asked_at_s < _ANSWER_REUSE_S
-        if is_fresh and tracker.num_asked_chunks == len(digests):
-            return True
-        prompt = Prompt(self._root, tracker.cache_salt, tuple(digests))
-        may_wait = len(digests) * self._config.chunk_size > num_local_tokens
-        found = self.client.lookup(tracker.request_id, prompt, may_wait)
-        tracker.is_holding = True
-        if found is None:
-            return False
-        tracker.num_asked_chunks, tracker.num_found_chunks, tracker.asked_at_s = len(digests), found, self._clock()
-        tracker.num_known_chunks = max(tracker.num_known_chunks, found)
-        return True
-
-    def _release(self, tracker: EmbeddedTracker) -> None:
-        """The ranks hold nothing for this request any more, from the next step on."""
-        if tracker.is_holding:
-            tracker.is_holding = False
-            self._released.append(tracker.request_id)
-
-    def _tracker(self, request: Request) -> EmbeddedTracker | None:
+    def _tracker(self, request: Request, num_computed_tokens: int) -> EmbeddedTracker | None:
         """The request's tracker, or None if its keys cannot be made."""
         tracker = self._trackers.get(request.request_id)
         if tracker is not None or not self.find_root():
@@ -194,6 +173,7 @@ class EmbeddedScheduler:
         chain = PrefixChain(self._algorithm, self._root, self._config.chunk_size)
         tracker = EmbeddedTracker(request, salt, ChunkExtras(request), chain)
         self._trackers[request.request_id] = tracker
+        self._meter.prompt_seen(request.num_prompt_tokens, num_computed_tokens)
         if self._may_save(request):
             self.saves.follow(tracker)
         return tracker
@@ -203,18 +183,29 @@ class EmbeddedScheduler:
         return self._can_save and not self._is_doubtful and (limit is None or request.priority <= limit)
 
     def _rehash(self, tracker: EmbeddedTracker) -> bool:
-        """Bring the chain up to the request's tokens. False: there is no whole chunk, or no key."""
-        chunk_size, request = self._config.chunk_size, tracker.request
-        num_tokens = self.saves.final_tokens(request)
-        if num_tokens // chunk_size > len(tracker.chain.digests):
-            try:
-                tracker.extras.extend(num_tokens, chunk_size)
-                tracker.chain.extend(request.all_token_ids, tracker.extras.by_chunk, num_tokens)
-            except LMCacheError as error:
-                self._say_once(f"a request is served without cache: {error}")
-                self.saves.unfollow(tracker.request_id)
-                return False
-        return bool(tracker.chain.digests)
+        """Bring the chain up to the request's tokens. False: there is nothing to ask for, or no key."""
+        chunk_size, counts_tails = self._config.chunk_size, self._config.enable_chunk_statistics
+        try:
+            tracker.extend(self.saves.final_tokens(tracker.request), chunk_size)
+            has_tail = counts_tails and tracker.find_tail(chunk_size) is not None
+        except LMCacheError as error:
+            self._serve_without(tracker, error)
+            return False
+        return bool(tracker.chain.digests) or has_tail or self._find_unfull(tracker) is not None
+
+    def _find_unfull(self, tracker: EmbeddedTracker) -> UnfullChunk | None:
+        """The prompt's last chunk if it is not whole, and is to be kept all the same."""
+        if not self._config.save_unfull_chunk:
+            return None
+        try:
+            return tracker.find_unfull(self._config.chunk_size, self._block_size)
+        except LMCacheError as error:
+            self._serve_without(tracker, error)
+            return None
+
+    def _serve_without(self, tracker: EmbeddedTracker, error: LMCacheError) -> None:
+        self._say_once(f"a request is served without cache: {error}")
+        self.saves.unfollow(tracker.request_id)
 
     # Loads
 
@@ -224,7 +215,7 @@ class EmbeddedScheduler:
         if tracker is None:
             return
         if num_external_tokens <= 0:
-            self._release(tracker)
+            self._lookups.release(tracker)
             return
         tracker.loaded_until = tracker.local_tokens + num_external_tokens
         self._new_loads.append(tracker)
@@ -240,7 +231,8 @@ class EmbeddedScheduler:
         self._new_loads = []
         if self._root and (self._world_size == 1 or not len(self._unconfirmed)):
             meta.stores = self.saves.plan(output, self._root)
-        meta.released, self._released = self._released, []
+        meta.released = self._lookups.take_released()
+        self._lookups.back_off(output.total_num_scheduled_tokens)
         return meta
 
     def _make_load(self, output: SchedulerOutput, tracker: EmbeddedTracker) -> RetrieveJob:
@@ -249,13 +241,14 @@ class EmbeddedScheduler:
         by_group = state.get_block_ids(tracker.request_id) if state is not None else None
         block_ids: Sequence[int] = by_group[0] if by_group else ()
         first, last = tracker.local_tokens // self._block_size, -(-tracker.loaded_until // self._block_size)
-        if len(block_ids) < last:
+        if tracker.asked is None or len(block_ids) < last:
             raise LMCacheError(f"vLLM counts on {tracker.loaded_until} tokens and has {len(block_ids)} blocks")
         tracker.loading_blocks = tuple(block_ids[first:])
         tracker.is_holding = False
         per_chunk = self._config.chunk_size // self._block_size
-        parts = plan_parts(tracker.chain.digests, per_chunk, first, block_ids[:last])
-        return RetrieveJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts))
+        parts = plan_parts(tracker.asked, per_chunk, first, block_ids[:last])
+        num_tokens = tracker.loaded_until - first * self._block_size
+        return RetrieveJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts), num_tokens)
 
     # What went wrong
 
@@ -274,7 +267,7 @@ class EmbeddedScheduler:
             self._forget_blocks(tracker.loading_blocks)
             # A request that was preempted may have loaded well: it is offered what is held again.
             tracker.has_failed = tracker.has_failed or not tracker.was_preempted
-            tracker.num_known_chunks = 0
+            tracker.num_known_chunks, tracker.is_unfull_known = 0, False
             tracker.end_load()
         return True
 
@@ -291,9 +284,13 @@ class EmbeddedScheduler:
         tracker = self._trackers.pop(request.request_id, None)
         self.saves.unfollow(request.request_id)
         if tracker is not None:
-            self._release(tracker)
+            self._lookups.release(tracker)
             self._unconfirmed.forget(tracker)
         return None
+
+    @property
+    def num_new_loads(self) -> int:
+        return len(self._new_loads)
 
     @property
     def num_trackers(self) -> int:
@@ -305,9 +302,7 @@ class EmbeddedScheduler:
             logger.warning("%s", text)
 
 
-def plan_parts(
-    digests: Sequence[bytes], per_chunk: int, first_block: int, block_ids: Sequence[int]
-) -> list[RetrievePart]:
+def plan_parts(prompt: Prompt, per_chunk: int, first_block: int, block_ids: Sequence[int]) -> list[RetrievePart]:
     """Loads into the blocks from number `first_block` on, whole chunks or parts of them.
 
     `block_ids` are the request's blocks up to the last that is loaded, which is loaded whole.
@@ -315,5 +310,7 @@ def plan_parts(
     parts = []
     for index in range(first_block // per_chunk, -(-len(block_ids) // per_chunk)):
         start, end = max(first_block, index * per_chunk), min(len(block_ids), (index + 1) * per_chunk)
-        parts.append(RetrievePart(digests[index], start - index * per_chunk, tuple(block_ids[start:end])))
+        chunk_blocks = prompt.tail_blocks if index == len(prompt.digests) - 1 else 0
+        taken = tuple(block_ids[start:end])
+        parts.append(RetrievePart(prompt.digests[index], start - index * per_chunk, taken, chunk_blocks))
     return parts

@@ -11,19 +11,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmcache.core.hashing import PrefixChain
+from lmcache.embedded.jobs import Prompt, PromptTail
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
+@dataclass(frozen=True, slots=True)
+class UnfullChunk:
+    """The last chunk of a prompt, where it is not whole. What follows its tokens in its last block is of no meaning."""
+
+    digest: bytes
+    num_tokens: int
+    num_blocks: int
+
+
 @dataclass(slots=True)
 class EmbeddedTracker:
     """Attributes:
     local_tokens: tokens vLLM had by itself when it last asked.
-    num_asked_chunks, num_found_chunks, asked_at_s: of the last lookup.
-    is_holding: the ranks may hold what that lookup found.
-    num_known_chunks: leading chunks that need no store: found, or handed to a store.
+    tail, unfull: what `find_tail` and `find_unfull` found, for good.
+    asked, num_found_tokens, asked_at_s: of the last lookup. asking_since_s: when the first question of it went out.
+    is_holding: the ranks may hold what that lookup found. is_pending: they have not answered yet.
+    num_known_chunks: leading whole chunks that need no store: found, or handed to a store.
+    is_unfull_known: the same of the one that is not whole.
     loaded_until: tokens that are there once the load under way has ended; 0: there is none.
     loading_blocks: vLLM's blocks from the first loaded one on.
     load_step, num_preemptions: when that load was handed out, and how often the request was preempted before.
@@ -35,11 +47,16 @@ class EmbeddedTracker:
     extras: ChunkExtras
     chain: PrefixChain
     local_tokens: int = 0
-    num_asked_chunks: int = 0
-    num_found_chunks: int = 0
+    tail: PromptTail | None = None
+    unfull: UnfullChunk | None = None
+    asked: Prompt | None = None
+    num_found_tokens: int = 0
     asked_at_s: float = -math.inf
+    asking_since_s: float = 0.0
     is_holding: bool = False
+    is_pending: bool = False
     num_known_chunks: int = 0
+    is_unfull_known: bool = False
     loaded_until: int = 0
     loading_blocks: tuple[int, ...] = ()
     load_step: int = 0
@@ -49,6 +66,31 @@ class EmbeddedTracker:
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
+
+    def extend(self, num_tokens: int, chunk_size: int) -> None:
+        """Know the digests of the whole chunks among so many tokens. Raises LMCacheError."""
+        if num_tokens // chunk_size > len(self.chain.digests):
+            self.extras.extend(num_tokens, chunk_size)
+            self.chain.extend(self.request.all_token_ids, self.extras.by_chunk, num_tokens)
+
+    def find_tail(self, chunk_size: int) -> PromptTail | None:
+        """What of the prompt is beyond its whole chunks; None where that is nothing, or has become whole since.
+        Raises LMCacheError."""
+        end = self.request.num_prompt_tokens
+        start = end - end % chunk_size
+        if start == end or len(self.chain.digests) != start // chunk_size:
+            return None
+        if self.tail is None:
+            self.tail = PromptTail(tuple(self.request.all_token_ids[start:end]), self.extras.tail(start, end))
+        return self.tail
+
+    def find_unfull(self, chunk_size: int, block_size: int) -> UnfullChunk | None:
+        """The same as a chunk of its own. Raises LMCacheError."""
+        tail = self.find_tail(chunk_size)
+        if tail is not None and self.unfull is None:
+            num_tokens, digest = len(tail.token_ids), self.chain.tail_digest(tail.token_ids, tail.extra)
+            self.unfull = UnfullChunk(digest, num_tokens, -(-num_tokens // block_size))
+        return self.unfull if tail is not None else None
 
     @property
     def was_set_back(self) -> bool:

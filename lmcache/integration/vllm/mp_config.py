@@ -81,8 +81,7 @@ def parse_mp_config(extra: Mapping[str, object]) -> tuple[MPConnectorConfig, lis
 
 
 def _unknown(key: str) -> str:
-    known = [*_PARSERS, *_ADDRESS_KEYS, *_WITHOUT_MEANING]
-    nearest = difflib.get_close_matches(key, known, n=1)
+    nearest = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
     hint = f"; did you mean {_PREFIX}{nearest[0]}?" if nearest else ""
     return f"unknown setting {_PREFIX}{key} is ignored{hint}"
 
@@ -193,6 +192,8 @@ _PARSERS: dict[str, tuple[str, Callable[[str, object], object]]] = {
     "held_blocks_fraction": ("held_blocks_fraction", _number(0, 1)),
     "load_failure_policy": ("load_failure_policy", _choice("recompute", "fail")),
 }
+# Without the prefix.
+KNOWN_KEYS = (*_PARSERS, *_ADDRESS_KEYS, *_WITHOUT_MEANING)
 
 
 def check_transfer_mode(extra: Mapping[str, object], environment: Mapping[str, str]) -> None:

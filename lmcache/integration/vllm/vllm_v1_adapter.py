@@ -68,10 +68,13 @@ class LMCacheConnectorV1Impl:
         check_chunk_size(self.config, self._vllm_config.cache_config.block_size)
         is_mla = mla_enabled(self._vllm_config.model_config)
         self._parallel = ParallelStrategy.of(self._vllm_config, is_mla, 0)
+        # Ranks that read another's objects know no more than that one.
+        storing = tuple(range(0, self._parallel.world_size, self._parallel.tensor_size))
         self._lookups = LookupClientFactory(
+            config,
             lookup_address(transfer.engine_id, extra, os.environ),
             self._parallel.world_size,
-            lambda: config.lookup_timeout_ms,
+            storing if is_mla else None,
         )
 
     def _open(self, role: KVConnectorRole) -> None:
@@ -93,7 +96,7 @@ class LMCacheConnectorV1Impl:
         self._choose_recompute()
         parallel, transfer = self._vllm_config.parallel_config, self._vllm_config.kv_transfer_config
         num_in_flight = parallel.pipeline_parallel_size + bool(self._vllm_config.scheduler_config.async_scheduling)
-        client = self._lookups.create_lookup_client()
+        client = self._lookups.create_lookup_client().client
         Finalize(self, client.close, exitpriority=_EXIT_PRIORITY)
         scheduler = EmbeddedScheduler(
             self.config, client, make_algorithm(hash_algorithm(self.config)), facts, self._parallel.world_size,
@@ -146,6 +149,7 @@ class LMCacheConnectorV1Impl:
             config.lmcache_instance_id,
             lambda: embedded_config(config, rank, stores_for_others),
             self._vllm_config.model_config.model, parallel, self._lookups,
+            lambda: config.use_layerwise, lambda: config.blocking_timeout_secs,
         )  # fmt: skip
         Finalize(self, worker.close, exitpriority=_EXIT_PRIORITY)
         return worker
@@ -169,16 +173,20 @@ class LMCacheConnectorV1Impl:
         if not isinstance(connector_metadata, EmbeddedMetadata):
             raise TypeError(f"unexpected connector metadata {type(connector_metadata).__name__}")
         self._meta = connector_metadata
+        if self._worker is not None:
+            self._worker.begin(connector_metadata)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         if self._worker is not None and self._meta is not None:
             self._worker.load(self._meta)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Loads are whole before the forward pass."""
+        if self._worker is not None:
+            self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Pages are saved whole, after the forward pass."""
+        if self._worker is not None:
+            self._worker.save_layer(layer_name)
 
     def wait_for_save(self) -> None:
         meta, self._meta = self._meta, None

@@ -40,13 +40,16 @@ class FSL2Adapter(IndexedL2Adapter):
     is_shared = True
 
     def __init__(self, config: FSConfig, context: AdapterContext, wall_clock: Callable[[], float] = time.time) -> None:
-        """Makes the folder if it is missing. Raises ConfigError."""
+        """Makes the folder if it is missing, and none for a reader. Raises ConfigError."""
         super().__init__(context, config.capacity_bytes)
+        self._is_reader = context.is_reader
         self.num_threads = config.num_workers
         self._config = config
-        self.folder = CacheFolder(config.base_path, config.relative_tmp_dir, context.boot_id)
+        self.folder = CacheFolder(config.base_path, config.relative_tmp_dir, context.boot_id, context.is_reader)
         self.files = ObjectFiles(config.use_odirect, config.read_ahead_size, wall_clock)
-        self._scanner = Scanner(self.folder, self.files, self.index, self._adopt, self._forget)
+        self._scanner = Scanner(
+            self.folder, self.files, self.index, self._adopt, self._forget, removes_damaged=not context.is_reader
+        )
         # Held for a whole round of housekeeping, and while opening and closing: one after the other.
         self._housekeeping = threading.Lock()
         self._is_open = False
@@ -68,6 +71,8 @@ class FSL2Adapter(IndexedL2Adapter):
     # The backend
 
     def store(self, key: ObjectKey, source: Source) -> StoreStatus:
+        if self._is_reader:
+            return StoreStatus.NO_ROOM
         if not self.index.contains(key):
             expected = len(encode_header(key, len(source.data), 0, source.layout, ALIGN)) + len(source.data)
             self._adopt_whole(key, expected)
@@ -95,6 +100,13 @@ class FSL2Adapter(IndexedL2Adapter):
     def _verify(self, key: ObjectKey) -> None:
         self.files.verify(self.folder.object_path(key), key)
 
+    def lookup(self, keys: Sequence[ObjectKey]) -> list[bool]:
+        if self._is_reader:  # which evicts nothing itself: what it has seen may be gone
+            for key in keys:
+                if self.index.contains(key) and self._size_of(key) < 0:
+                    self._forget(key)
+        return super().lookup(keys)
+
     def _remove(self, keys: Sequence[ObjectKey]) -> None:
         for key in keys:
             try:
@@ -116,6 +128,12 @@ class FSL2Adapter(IndexedL2Adapter):
             raise BackendError(f"cannot look for an object: {error.strerror}") from error
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
+    def discard(self, key: ObjectKey, reason: Exception) -> None:
+        if self._is_reader:  # what is bad is removed by those who write there
+            self._forget(key)
+        else:
+            super().discard(key, reason)
+
     # Among other servers
 
     def evict(self, num_bytes: int, num_objects_max: int, tenant: str | None = None) -> tuple[int, int]:
@@ -132,7 +150,8 @@ class FSL2Adapter(IndexedL2Adapter):
                 self._return_if_lost()
                 self.folder.try_become_evictor()
                 self._num_other_servers = self.folder.num_other_servers()
-                self._scanner.rescan(_RESCAN_FILES if self._num_other_servers else _RESCAN_FILES_ALONE)
+                is_alone = not self._num_other_servers and not self._is_reader
+                self._scanner.rescan(_RESCAN_FILES_ALONE if is_alone else _RESCAN_FILES)
                 if self.context.clock() - self._swept_s >= _SWEEP_INTERVAL_S:
                     self._swept_s = self.context.clock()
                     self.folder.sweep()

@@ -28,10 +28,12 @@ _TEMPORARY = re.compile(rb"([0-9a-f]+-[0-9]+)\.[0-9]+\.tmp")
 
 
 class CacheFolder:
-    """Paths may be asked for from any thread; everything else is for one at a time."""
+    """Paths may be asked for from any thread; everything else is for one at a time. A reader makes nothing, and is
+    none of the folder's servers."""
 
-    def __init__(self, base_path: str, relative_tmp_dir: str | None, boot_id: int) -> None:
+    def __init__(self, base_path: str, relative_tmp_dir: str | None, boot_id: int, is_reader: bool = False) -> None:
         """Makes the folder if it is missing. Raises ConfigError."""
+        self._is_reader = is_reader
         self.base_path = os.path.abspath(os.path.expanduser(base_path))
         self._base = os.fsencode(self.base_path)
         self._servers = os.path.join(self._base, _SERVICE, b"servers")
@@ -42,7 +44,13 @@ class CacheFolder:
         self._evictor = LockFile(os.path.join(self._base, _SERVICE, b"evictor.lock"))
         self._own: LockFile | None = None
         self._owner = b""
-        self._device = self._prepare()
+        self._device = self._look() if is_reader else self._prepare()
+
+    def _look(self) -> int:
+        """The number of the device it lies on."""
+        if not os.path.isdir(self._base) or not os.access(self._base, os.R_OK | os.X_OK):
+            raise ConfigError(f"base_path {self.base_path} is not a directory that this user can read")
+        return os.stat(self._base).st_dev
 
     def _prepare(self) -> int:
         """The number of the device it lies on."""
@@ -87,6 +95,8 @@ class CacheFolder:
             if not stat.S_ISDIR(status.st_mode) or status.st_dev != self._device:
                 # Most likely a mount that was lost: what lies there now is not ours to fill.
                 raise BackendError(f"{self.base_path} is not the folder it was when the server started")
+            if self._is_reader:
+                return
             self._make_folders()
             self._own = self._lock_a_name()
             self._evictor.try_acquire()
@@ -114,6 +124,8 @@ class CacheFolder:
     def is_in_place(self) -> bool:
         """Whether the folder is still the one that was entered."""
         try:
+            if self._is_reader:
+                return os.path.isdir(self._base)
             return self._own is not None and self._own.is_in_place() and os.path.isdir(self._temporaries)
         except OSError:
             return False
@@ -124,6 +136,8 @@ class CacheFolder:
 
     def try_become_evictor(self) -> None:
         """Where the one before is gone. Raises BackendError."""
+        if self._is_reader:
+            return
         try:
             if self._evictor.is_held and not self._evictor.is_in_place():
                 self._evictor.release()
@@ -133,6 +147,8 @@ class CacheFolder:
 
     def num_other_servers(self) -> int:
         """Live ones; the lock files of dead ones are removed. Raises BackendError."""
+        if self._is_reader:
+            return 0
         try:
             names = os.listdir(self._servers)
             own = self._owner + _LOCK_SUFFIX
@@ -142,6 +158,8 @@ class CacheFolder:
 
     def sweep(self) -> int:
         """Remove temporary files whose writers are dead; how many. Other files are left alone. Raises BackendError."""
+        if self._is_reader:
+            return 0
         num_removed = 0
         alive: dict[bytes, bool] = {self._owner: True}
         try:

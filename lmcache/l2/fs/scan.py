@@ -38,7 +38,9 @@ class Scanner:
         on_found: Callable[[Sequence[ObjectKey]], None],
         on_gone: Callable[[ObjectKey], None],
         wall_clock_ns: Callable[[], int] = time.time_ns,
+        removes_damaged: bool = True,
     ) -> None:
+        self._removes_damaged = removes_damaged
         self._folder = folder
         self._files = files
         self._index = index
@@ -136,7 +138,8 @@ class Scanner:
         return self._names.read(name, shard) or self._read_key(shard, name)
 
     def _read_key(self, shard: int, name: bytes) -> tuple[Space, bytes] | None:
-        """From the header of a file with a hashed name. One that is ours and damaged is removed."""
+        """From the header of a file with a hashed name. One that is ours and damaged is removed, but not by a
+        reader."""
         if not is_hashed(name):
             return None
         path = os.path.join(self._folder.shard_path(shard), name)
@@ -145,9 +148,10 @@ class Scanner:
         except (ObjectMissingError, BackendError):
             return None
         except CorruptObjectError as error:
-            logger.warning("removed an object: %s", error)
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            if self._removes_damaged:
+                logger.warning("removed an object: %s", error)
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             return None
         if header is None or file_name(header.key) != name or shard_of(header.key) != shard:
             return None

@@ -49,7 +49,8 @@ class ScriptResult:
 class ScriptRunner:
     """At most `RUNNING_MAX` scripts at once, abandoned ones included, each in a thread of its own."""
 
-    def __init__(self, settings: ScriptSettings) -> None:
+    def __init__(self, settings: Callable[[], ScriptSettings]) -> None:
+        """`settings` is asked before each script."""
         self._settings = settings
         self._runs: set[_Run] = set()
         self._mutex = threading.Lock()
@@ -62,7 +63,8 @@ class ScriptRunner:
 
     async def run(self, source: bytes, app: object) -> ScriptResult:
         """The script sees `app`; the value of its variable `result` is what it says."""
-        run = _Run(source, app, self._settings.allowed_imports, self._ended)
+        settings = self._settings()
+        run = _Run(source, app, settings.allowed_imports, self._ended)
         with self._mutex:
             is_full = len(self._runs) >= RUNNING_MAX
             if not is_full:
@@ -72,13 +74,13 @@ class ScriptRunner:
         run.start()
         outcome = asyncio.wrap_future(run.outcome)
         try:
-            done, _ = await asyncio.wait({outcome}, timeout=self._settings.timeout_s)
+            done, _ = await asyncio.wait({outcome}, timeout=settings.timeout_s)
         finally:
             run.is_expired = not outcome.done()
             outcome.cancel()
         if not done:
-            logger.warning("a script is over its time of %g s", self._settings.timeout_s)
-            return ScriptResult(ScriptStatus.FAILED, f"timed out after {self._settings.timeout_s:g} s")
+            logger.warning("a script is over its time of %g s", settings.timeout_s)
+            return ScriptResult(ScriptStatus.FAILED, f"timed out after {settings.timeout_s:g} s")
         return outcome.result()
 
     def _why_full(self) -> str:

@@ -1,4 +1,4 @@
-"""Everything on the default Prometheus registry of this process, in its text format, and the way back to 0."""
+"""What the application's Prometheus registry holds, in its text format, and the way back to 0."""
 
 from __future__ import annotations
 

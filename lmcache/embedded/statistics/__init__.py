@@ -1,0 +1,1 @@
+"""Which chunks lookups ask for, counted beside them: how many, and how many of these are new."""

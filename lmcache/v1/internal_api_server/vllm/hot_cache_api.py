@@ -1,0 +1,62 @@
+"""Whether L1 keeps what is stored and loaded, which documents call its hot cache."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from lmcache.v1.internal_api_server.vllm.adapter_calls import (
+    ENGINE_ANSWERS,
+    NO_ENGINE,
+    answer,
+    answer_after,
+    find_engine,
+    refusal,
+)
+
+router = APIRouter(tags=["hot cache"])
+
+
+@router.put("/hot_cache/enable", responses=ENGINE_ANSWERS, summary="Let L1 keep what passes through it")
+async def enable(request: Request) -> Response:
+    """What is stored or loaded from now on stays in L1."""
+    return await _set(request, "enable", True)
+
+
+@router.put("/hot_cache/disable", responses=ENGINE_ANSWERS, summary="Empty L1 and keep it empty")
+async def disable(request: Request) -> Response:
+    """What L1 holds goes; it is then only the way to and from the other tiers."""
+    return await _set(request, "disable", False)
+
+
+@router.get("/hot_cache/status", responses=ENGINE_ANSWERS, summary="Whether L1 keeps anything")
+async def status(request: Request) -> Response:
+    """Asks only."""
+    engine = find_engine(request)
+    if engine is None:
+        return _unavailable()
+
+    def ask() -> Response:
+        is_on = engine.has_hot_cache
+        return _body(is_on, f"Hot cache is {'enabled' if is_on else 'disabled'}")
+
+    return await answer_after(request, "hot cache status", ask, "Failed to get hot cache status")
+
+
+async def _set(request: Request, verb: str, is_on: bool) -> Response:
+    engine = find_engine(request)
+    if engine is None:
+        return _unavailable()
+
+    def change() -> Response:
+        engine.set_hot_cache(is_on)
+        return _body(is_on, f"Hot cache {verb}d successfully")
+
+    return await answer_after(request, "hot cache", change, f"Failed to {verb} hot cache")
+
+
+def _unavailable() -> Response:
+    return refusal(503, "hot_cache API is unavailable", NO_ENGINE)
+
+
+def _body(is_on: bool, message: str) -> Response:
+    return answer({"status": "success", "hot_cache": is_on, "message": message})

@@ -1,0 +1,166 @@
+"""Loads that must fetch first, chunks that are not whole, lookups that nobody waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import threading
+import time
+
+import pytest
+
+from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
+from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, content_of, digest_of
+from tests.embedded.site import L1_BACKEND, ROOT, Site, blocks_of, config_of, digests_of, opened, prompt_of
+from tests.embedded.tiers import REMOTE, Gate, memory, slow
+
+
+def test_a_load_fetches_what_l1_does_not_have(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("abcd")
+        site.wait_until_stored()
+        site.engine.l1.delete_keys([site.key("b"), site.key("c")], force=False)
+        assert site.retrieve("abcd", "nobody looked up") == ""
+        assert (site.num_objects, site.num_locked) == (4, 0)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_what_is_fetched_passes_where_l1_keeps_nothing(pool_folder: pathlib.Path, layerwise: bool) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),), keeps_l1=False)) as site:
+        site.store("abc")
+        site.wait_until(lambda: site.num_objects == 0)
+        if layerwise:
+            parts = tuple(RetrievePart(digest, 0, blocks_of(i)) for i, digest in enumerate(digests_of("abc")))
+            load = site.engine.begin_retrieve(RetrieveJob("lookup", ROOT, "", parts))
+            for layer in range(4):
+                load.copy(layer)
+            assert load.end() == ""
+            assert site.num_wrong("abc", [blocks_of(i) for i in range(3)]) == 0
+        else:
+            assert site.retrieve("abc") == ""
+        assert (site.num_objects, site.num_locked) == (0, 0)
+
+
+def test_a_tier_that_is_too_slow_is_a_miss(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(slow("load", 3.0),), blocking_timeout_s=0.05)) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        site.engine.l1.delete_keys([site.key("b")], force=False)
+        begun_s = time.monotonic()
+        assert site.retrieve("ab") == "it was evicted or cleared"
+        assert time.monotonic() - begun_s < 3.0
+        assert site.num_locked == 0
+        site.engine.follow(dataclasses.replace(site.engine.config, blocking_timeout_s=20.0))
+        assert site.retrieve("ab") == ""
+
+
+def test_a_chunk_that_is_nowhere_fails_its_load(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("ab")
+        assert site.retrieve("abx") == "it was evicted or cleared"
+        assert site.num_locked == 0
+
+
+@pytest.mark.parametrize("is_read_by_a_lookup", [False, True])
+def test_a_chunk_that_is_not_whole_comes_back(pool_folder: pathlib.Path, is_read_by_a_lookup: bool) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        rows = (blocks_of(0), blocks_of(1)[:3])
+        for name, row in zip("at", rows, strict=True):
+            site.memory.pages[:, list(row)] = content_of(digest_of(name), 0)[:, : len(row)]
+        digests = digests_of("at")
+        assert site.engine.store(StoreJob(ROOT, "", digests, rows)) == digests
+        site.wait_until_stored()
+        site.clear_l1()
+        if is_read_by_a_lookup:
+            assert site.engine.lookup("lookup", Prompt(ROOT, "", digests, tail_blocks=3), 10.0) == 2
+        parts = (RetrievePart(digests[0], 0, (20, 21, 22, 23)), RetrievePart(digests[1], 0, (30, 31, 32), 3))
+        assert site.engine.retrieve(RetrieveJob("lookup", ROOT, "", parts)) == ""
+        assert (site.memory.pages[:, 30:33] == content_of(digests[1], 0)[:, :3]).all()
+        assert site.num_locked == 0
+        site.clear_l1()
+        # As a whole chunk it does not exist.
+        assert site.engine.lookup("lookup", Prompt(ROOT, "", digests), 10.0) == 1
+        assert BLOCKS_PER_CHUNK > 3
+
+
+class Answers:
+    def __init__(self) -> None:
+        self.found: list[int] = []
+        self.come = threading.Event()
+
+    def __call__(self, num_chunks: int) -> None:
+        self.found.append(num_chunks)
+        self.come.set()
+
+
+def asked_later(site: Site, names: str, wait_s: float, lookup_id: str = "lookup") -> Answers:
+    answers = Answers()
+    site.engine.lookup_later(lookup_id, prompt_of(names), wait_s, answers)
+    return answers
+
+
+def test_a_later_lookup_is_answered_once(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("abc")
+        site.wait_until_stored()
+        assert asked_later(site, "abcd", 0.0).found == [3]
+        site.clear_l1()
+        site.engine.release(["lookup"])
+        site.engine.clear([L1_BACKEND])
+        gate = Gate(site, REMOTE, "load")
+        answers = asked_later(site, "abcd", 10.0)
+        assert answers.found == []
+        gate.open()
+        assert answers.come.wait(20.0)
+        assert answers.found == [3]
+        assert site.retrieve("abc") == ""
+        assert site.num_locked == 0
+
+
+def test_a_later_lookup_ends_by_itself(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        site.engine.l1.delete_keys([site.key("b")], force=False)
+        gate = Gate(site, REMOTE, "lookup")
+        answers = asked_later(site, "ab", 0.05)
+        assert answers.come.wait(20.0)
+        assert answers.found == [1]
+        gate.open()
+
+
+def test_release_ends_a_lookup_under_way(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        site.clear_l1()
+        gate = Gate(site, REMOTE, "load")
+        answers = asked_later(site, "ab", 20.0)
+        assert gate.is_reached.wait(20.0)
+        site.engine.release(["lookup"])
+        assert answers.found == [0]
+        gate.open()
+        site.wait_until(lambda: site.engine.storage.prefetches.is_at_rest)
+        assert site.num_locked == 0
+        assert answers.found == [0]
+
+
+def test_close_answers_whoever_waits(pool_folder: pathlib.Path) -> None:
+    site = Site(pool_folder, config_of(backends=(memory(),), drain_timeout_s=0.1))
+    site.store("ab")
+    site.wait_until_stored()
+    site.clear_l1()
+    gate = Gate(site, REMOTE, "lookup")
+    answers = asked_later(site, "ab", 60.0)
+    assert gate.is_reached.wait(20.0)
+    threading.Timer(0.2, gate.open).start()
+    site.engine.close()
+    assert answers.found == [0]
+    assert asked_later(site, "ab", 0.0, "bad salt").found == [0]
+
+
+def test_a_later_lookup_that_cannot_be_is_answered_too(pool_folder: pathlib.Path) -> None:
+    with opened(pool_folder, config_of()) as site:
+        answers = Answers()
+        site.engine.lookup_later("lookup", prompt_of("a", salt="a@b"), 1.0, answers)
+        assert answers.found == [0]

@@ -1,0 +1,65 @@
+"""Backends for tests of embedded engines, and adapters behind them that a test can look at or hold up."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Sequence
+
+from lmcache.core.keys import ObjectKey
+from lmcache.embedded.config import Backend
+from lmcache.l2.base import L2Adapter
+from lmcache.testing.paged_memory import digest_of
+from tests.embedded.site import Site, backend
+
+DISK, REMOTE = "LocalDiskBackend", "RemoteBackend"
+
+
+def disk(folder: pathlib.Path, name: str = DISK) -> Backend:
+    return backend(name, type="fs", base_path=str(folder))
+
+
+def memory(name: str = REMOTE, **more: object) -> Backend:
+    return backend(name, type="memory", max_size_gb=0.01, **more)
+
+
+def slow(operation: str, delay_s: float, name: str = REMOTE) -> Backend:
+    return backend(
+        name, type="fault_inject", inner={"type": "memory", "max_size_gb": 0.01},
+        rate=1.0, faults=["delay"], operations=[operation], delay_s=delay_s,
+    )  # fmt: skip
+
+
+def adapter_of(site: Site, name: str) -> L2Adapter:
+    return site.engine._backends.tiers(name)[0][1].adapter
+
+
+def held_by(site: Site, name: str) -> str:
+    """Names (single letters) of the chunks that a tier holds, sorted."""
+    letters = {digest_of(letter): letter for letter in "abcdefghijklmnopqrstuvwxyz"}
+    keys, _ = adapter_of(site, name).keys_after(0, 1000)
+    return "".join(sorted(letters[key.chunk_hash] for key in keys))
+
+
+class Gate:
+    """Makes one method of an adapter wait until the gate is opened."""
+
+    def __init__(self, site: Site, name: str, method: str) -> None:
+        self.is_reached = threading.Event()
+        self._may_pass = threading.Event()
+        adapter = adapter_of(site, name)
+        inside = getattr(adapter, method)
+
+        def wait_and_call(*args: object) -> object:
+            self.is_reached.set()
+            assert self._may_pass.wait(20.0)
+            return inside(*args)
+
+        setattr(adapter, method, wait_and_call)
+
+    def open(self) -> None:
+        self._may_pass.set()
+
+
+def hashes(keys: Sequence[ObjectKey]) -> set[bytes]:
+    return {key.chunk_hash for key in keys}

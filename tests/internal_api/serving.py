@@ -1,0 +1,68 @@
+"""Internal APIs that listen: servers over managers of fakes, on ports of nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+from dataclasses import dataclass
+
+import httpx
+
+from lmcache.config.engine.views import internal_api_settings
+from lmcache.embedded.manager import SCHEDULER, WORKER
+from lmcache.testing.embedded_fake import FakeManager, make_manager
+from lmcache.v1.internal_api_server.api_server import InternalAPIServer
+
+WORKER_INDEX = 1
+
+
+def free_port() -> int:
+    """One, with another above it. Not among those that the kernel gives to clients, of this test and of others."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", port))
+            next_one.bind(("127.0.0.1", port + 1))
+            return port
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    manager: FakeManager
+    server: InternalAPIServer
+    http: httpx.Client
+
+
+class Serving:
+    """Starts servers, and stops all of them at the end."""
+
+    def __init__(self) -> None:
+        self._running: list[Running] = []
+        self._clients: list[httpx.Client] = []
+
+    def start(self, role: str = WORKER, tls: ssl.SSLContext | bool = True, **values: object) -> Running:
+        """On loopback, unless `values` say otherwise."""
+        index = 0 if role == SCHEDULER else WORKER_INDEX
+        values = {"internal_api_server_port_start": free_port() - index, **values}
+        manager = make_manager(role, {"internal_api_server_enabled": True, **values})
+        settings = internal_api_settings(manager.config)
+        server = InternalAPIServer(settings, index, manager)
+        server.start()
+        path = settings.socket_path(index)
+        scheme = "http" if settings.ssl_certfile is None else "https"
+        client = self.client(f"{scheme}://localhost:{settings.port(index)}", path, tls)
+        self._running.append(Running(manager, server, client))
+        return self._running[-1]
+
+    def client(self, url: str, path: str | None = None, tls: ssl.SSLContext | bool = True) -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=path, verify=tls)
+        self._clients.append(httpx.Client(base_url=url, transport=transport, timeout=30))
+        return self._clients[-1]
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        for running in self._running:
+            running.server.stop()

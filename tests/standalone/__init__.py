@@ -1,0 +1,1 @@
+"""The engine over synthetic pages, without its process."""
