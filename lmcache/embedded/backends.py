@@ -57,6 +57,7 @@ class BackendSet:
         for name, tier in self.tiers():
             on_open(name, tier)
         self.change(**routing_of(config))
+        self._warn_of_unknown()
 
     # How they take part
 
@@ -80,6 +81,18 @@ class BackendSet:
         """Its place in the order of search; what is not asked for any more comes last."""
         names = [wanted.name for wanted in self._wanted]
         return names.index(backend.name) if backend.name in names else len(names)
+
+    def _warn_of_unknown(self) -> None:
+        """A location that is nowhere takes nothing, and whoever named it may have meant another."""
+        locations = set(self.routing.retrieve_locations or ())
+        if self.routing.store_location is not None:
+            locations.add(self.routing.store_location)
+        unknown = sorted(locations - {L1_BACKEND, *self.names()})
+        if unknown:
+            logger.warning(
+                "retrieve_locations or store_location name %s; there are: %s",
+                ", ".join(unknown), ", ".join(self.names()),
+            )  # fmt: skip
 
     def bypass(self, name: str, is_bypassed: bool) -> bool:
         """Take a backend out, or back in; whether it was out. Raises UnknownBackendError."""
@@ -175,6 +188,7 @@ class BackendSet:
             for entry in self._open:  # the order of search may be another one
                 self._route(entry)
             self._sort()
+            self._warn_of_unknown()
 
     def _exchange(self, entries: Sequence[_Open], wanted: Sequence[Backend]) -> None:
         """Replace these tiers by those. Raises ConfigError."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmcache.core.keys import make_kv_rank
 from lmcache.core.layout import KVLayout
 from lmcache.l1.namespace import RankGroup
 from lmcache.l2.registry import L2AdapterSpec
+from lmcache.storage.breaker import BreakerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class EmbeddedConfig:
     retrieve_locations: tuple[str, ...] | None = None
     store_location: str | None = None
     hash_algorithm: str = "blake3"
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,13 +66,14 @@ class EmbeddedEngine(EngineOperations):
         steps: StepObserver = NO_STEPS,
         loads_mock_into_pages: bool = False,
         meter: EmbeddedMetrics | None = None,
+        threads: PeriodicThreadRegistry | None = None,
     ) -> None:
         """Raises DeclinedError, ConfigError, PoolError, NoRoomError."""
         self.rank = rank
         self.chunk_bytes = rank.layout.chunk_bytes(config.chunk_size)
         self.metrics = MetricRegistry()
         self._meter = meter or EmbeddedMetrics.unshown()
-        self.threads = PeriodicThreadRegistry()
+        self.threads = threads or PeriodicThreadRegistry()
         self._layout_text = rank.layout.describe()
         self.storage = open_storage(config, SERVER_UID, secrets.randbits(63) | 1, self.metrics, clock)
         self._backends = BackendSet(config, self.storage, on_open=partial(watch_tier, self._meter))
@@ -148,10 +149,7 @@ class EmbeddedEngine(EngineOperations):
     def _store(self, job: StoreJob, transfers: PageTransfers) -> tuple[bytes, ...]:
         if not self._takes_stores:
             return ()
-        stored = transfers.store(self._key(job.cache_salt), job)
-        if not self._backends.routing.reads_l1:
-            self._hand_on_held(job, stored)
-        return self._hand_on(job, stored)
+        return self._hand_on(job, transfers.store(self._key(job.cache_salt), job))
 
     def begin_store(self, job: StoreJob) -> LayerStore | None:
         """As `store`, layer by layer: to be ended by `end_store`, or by its own `abort`. None: nothing is stored."""
@@ -172,6 +170,8 @@ class EmbeddedEngine(EngineOperations):
     def _hand_on(self, job: StoreJob, stored: Sequence[Stored]) -> tuple[bytes, ...]:
         """To the tiers what was committed; where L1 does not keep it, only until they have it. Whoever switched that
         before the commit has not cleared it, whoever does so later will."""
+        if not self._backends.routing.reads_l1:
+            self._hand_on_held(job, stored)
         ready = [place._replace(slot_word=ready_word(place.slot_word)) for _, place in stored]
         self._submit(ready, job.cache_salt, is_passing=not self._backends.routing.keeps_stores)
         return tuple(digest for digest, _ in stored)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmcache.embedded.jobs import RetrievePart
+from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.kv_copy.base import KVCopier
 from lmcache.l1.manager import L1Manager
 from lmcache.l1.values import Place
@@ -50,18 +51,23 @@ class LayerStore:
         copier: KVCopier,
         commit: Callable[[Sequence[ReservedChunk]], list[Stored]],
         abort: Callable[[Sequence[ReservedChunk]], None],
+        meter: EmbeddedMetrics,
     ) -> None:
         self._chunks = chunks
         self._copier = copier
         self._commit = commit
         self._abort = abort
+        self._meter = meter
+        self._copied_s = 0.0
         self._missing = set(range(copier.num_layers))
 
     def copy(self, layer: int) -> None:
         """This layer's pages are final. A layer that is copied again is as it was copied last."""
         self._missing.discard(layer)
+        begun_s = self._meter.clock()
         for chunk in self._chunks:
             self._copier.gather_layer(layer, chunk.block_ids, chunk.slot)
+        self._copied_s += self._meter.clock() - begun_s
 
     def commit(self) -> list[Stored]:
         """All pages are final: copy what is missing; what was stored."""
@@ -72,6 +78,8 @@ class LayerStore:
             self.abort()
             raise
         chunks, self._chunks = self._chunks, ()
+        if chunks:
+            self._meter.gathered(self._copied_s)
         return self._commit(chunks)
 
     def abort(self) -> None:
@@ -90,6 +98,7 @@ class LayerLoad:
         l1: L1Manager,
         on_end: Callable[[], object],
         on_copied: Callable[[], None],
+        meter: EmbeddedMetrics,
         failure: str = "",
     ) -> None:
         """`on_copied` is told before the last check of each part."""
@@ -98,6 +107,8 @@ class LayerLoad:
         self._l1 = l1
         self._on_end = on_end
         self._on_copied = on_copied
+        self._meter = meter
+        self._copied_s = 0.0
         self.failure = failure
 
     def copy_last_block(self) -> None:
@@ -112,8 +123,10 @@ class LayerLoad:
     def copy(self, layer: int) -> None:
         if self.failure:
             return
+        begun_s = self._meter.clock()
         for held in self._parts:
             self._copier.scatter_layer(layer, held.slot, held.part.first_block, held.part.block_ids)
+        self._copied_s += self._meter.clock() - begun_s
 
     def end(self, is_whole: bool) -> str:
         """Nothing is copied any more, and `is_whole` tells whether all layers were. Empty, or why it failed."""
@@ -128,4 +141,6 @@ class LayerLoad:
             self._on_end()
         if not is_whole:
             self.failure = self.failure or "it was not whole when its step ended"
+        if not self.failure:
+            self._meter.scattered(self._copied_s)
         return self.failure

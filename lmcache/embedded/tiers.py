@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lmcache.embedded.config import EmbeddedConfig
 from lmcache.storage.manager import StorageConfig, StorageManager
 from lmcache.storage.metrics import StorageMetrics
+from lmcache.storage.tier import TierConfig
 from lmcache.telemetry.metrics import MetricRegistry
 
 
@@ -33,6 +34,7 @@ def open_storage(
         adapters=tuple(backend.adapter for backend in config.backends),
         names=tuple(backend.name for backend in config.backends),
         drain_timeout_s=config.drain_timeout_s,
+        tier=TierConfig(breaker=config.breaker),
         is_reader=is_reader,
     )
     read_failure = metrics.counter(

@@ -69,7 +69,7 @@ class PageTransfers:
 
     def begin_store(self, key: NamespaceKey, job: StoreJob) -> LayerStore:
         """Slots for the chunks that L1 does not have, before their pages are computed."""
-        return LayerStore(self._reserve(key, job), self._copier, self._commit, self._abort)
+        return LayerStore(self._reserve(key, job), self._copier, self._commit, self._abort, self._meter)
 
     def _reserve(self, key: NamespaceKey, job: StoreJob) -> list[ReservedChunk]:
         reserved: list[ReservedChunk] = []
@@ -131,7 +131,7 @@ class PageTransfers:
                 break
             held.append(found)
         on_copied = functools.partial(self._steps.reached, "retrieve.copied")
-        load = LayerLoad(held, self._copier, self._l1, on_end, on_copied, failure)
+        load = LayerLoad(held, self._copier, self._l1, on_end, on_copied, self._meter, failure)
         try:
             if not failure and job.num_tokens % self._block_size:
                 load.copy_last_block()

@@ -71,3 +71,18 @@ def test_another_root_shares_no_digest(algorithm) -> None:
 def test_a_chunk_size_below_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         PrefixChain(ALGORITHMS[0], ROOT, 0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=ALGORITHM_NAMES)
+@pytest.mark.parametrize("num_whole", [0, 2])
+def test_tail_is_hashed_after_the_whole_chunks_and_leaves_the_chain_alone(algorithm, num_whole) -> None:
+    chain = PrefixChain(algorithm, ROOT, 4)
+    tokens = list(range(4 * num_whole + 4))
+    chain.extend(tokens[: 4 * num_whole])
+    before = list(chain.digests)
+    tails = [chain.tail_digest(tokens[4 * num_whole :][:length]) for length in (1, 2, 3)]
+    assert chain.digests == before
+    assert tails[0] == algorithm.next_digest(before[-1] if before else ROOT, tokens_to_bytes([4 * num_whole]), b"")
+    assert chain.tail_digest([4 * num_whole], b"lora-1") not in tails
+    chain.extend(tokens)
+    assert len({*tails, *chain.digests}) == 3 + num_whole + 1

@@ -116,10 +116,8 @@ def test_another_order_of_eviction_knows_what_is_held(pool_folder: pathlib.Path)
         site.engine.l1.check_integrity()
         site.engine.follow(dataclasses.replace(site.engine.config, eviction_policy="none such"))
         assert site.store("e") == "e"
-        used, _ = site.l1_order()
         # A prompt's head was used last of all, but it is locked: the next one goes.
         assert [site.lookup(name, "other") for name in "abcde"] == [1, 0, 1, 1, 1]
-        assert len(used) == 4
 
 
 def test_times_are_followed(pool_folder: pathlib.Path, clock: FakeClock) -> None:
@@ -164,7 +162,7 @@ def test_a_tier_that_fails_does_not_spare_the_others(pool_folder: pathlib.Path) 
     with opened(pool_folder, config_of(backends=(broken, memory()))) as site:
         site.store("ab")
         site.wait_until_stored()
-        with pytest.raises(LMCacheError, match="removed 2 objects.*RemoteBackend-fault_inject: failed on purpose"):
+        with pytest.raises(LMCacheError, match=r"removed 2 objects.*RemoteBackend-fault_inject: failed on purpose"):
             site.engine.clear([broken.name, REMOTE])
         assert held_by(site, REMOTE) == ""
 

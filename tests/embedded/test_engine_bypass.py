@@ -70,7 +70,11 @@ def test_l1_bypassed_keeps_what_it_has_and_gets_nothing(pool_folder: pathlib.Pat
 
 def test_unknown_names_are_told_with_the_known(pool_folder: pathlib.Path) -> None:
     with opened(pool_folder, config_of(backends=(memory(),))) as site:
-        for act in (site.engine.close_backend, site.engine.recreate_backend, lambda name: site.engine.bypass(name, True)):
+        for act in (
+            site.engine.close_backend,
+            site.engine.recreate_backend,
+            lambda name: site.engine.bypass(name, True),
+        ):
             with pytest.raises(UnknownBackendError) as refusal:
                 act("FooBackend")
             assert str(refusal.value) == (
@@ -128,3 +132,19 @@ def test_lookups_count_the_retrieve_locations_alone(pool_folder: pathlib.Path, t
         assert site.lookup("abc", wait_s=10.0) == 0
         site.engine.follow(dataclasses.replace(config, retrieve_locations=None))
         assert site.lookup("abc", wait_s=10.0) == 3
+
+
+def test_what_arrives_late_does_not_stay_in_a_bypassed_l1(pool_folder: pathlib.Path) -> None:
+    """Unlike in one that is in use."""
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        for is_bypassed, num_kept in ((True, 0), (False, 2)):
+            site.clear_l1()
+            site.engine.bypass(L1_BACKEND, is_bypassed)
+            gate = Gate(site, REMOTE, "load")
+            assert site.lookup("ab", wait_s=0.05) == 0
+            assert gate.is_reached.wait(20.0)
+            gate.open()
+            site.wait_until(lambda: site.engine.storage.prefetches.is_at_rest)
+            assert site.num_objects == num_kept

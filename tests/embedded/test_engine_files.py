@@ -75,8 +75,7 @@ def test_either_way_to_name_the_folder(pool_folder: pathlib.Path, written: pathl
     if plugin:
         folder = written.parent / "remote"
         written.write_text(
-            "remote_storage_plugins: [fs]\n"
-            f"extra_config: {{'remote_storage_plugin.fs.base_path': '{folder}'}}\n"
+            f"remote_storage_plugins: [fs]\nextra_config: {{'remote_storage_plugin.fs.base_path': '{folder}'}}\n"
         )
     with opened(pool_folder, config_of()) as site:
         assert site.engine.load_fs_chunks(str(written), None).num_loaded == 4

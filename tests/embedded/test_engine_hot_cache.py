@@ -18,7 +18,7 @@ def test_off_clears_and_on_keeps_again(pool_folder: pathlib.Path, tmp_path: path
         assert (site.num_objects, held_by(site, DISK)) == (0, "abc")
         assert site.store("de") == "de"
         site.wait_until(lambda: held_by(site, DISK) == "abcde" and not site.num_objects)
-        assert site.lookup("abcde", wait_s=10.0) == 5 - 1  # half of the pool, and no more, is for loads
+        assert site.lookup("abcd", wait_s=10.0) == 4
         assert site.retrieve("abcd") == ""
         assert site.num_objects == 0
         site.engine.set_hot_cache(True)

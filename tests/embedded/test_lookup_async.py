@@ -100,6 +100,7 @@ def test_answer_that_came_in_time_is_used_however_late_it_is_asked_for(timed: Ra
 def test_rank_that_says_hello_and_never_answers_is_left_alone_for_longer_each_time(
     timed: Ranks, clock: FakeClock
 ) -> None:
+    assert look_up(timed.client, "warm", prompt_of("abc")) == 3
     timed.targets[1].hold()
     for rest_s in (0, 1, 2, 4):
         assert timed.client.lookup("request", prompt_of("abc")) is None
@@ -141,7 +142,8 @@ def test_forgotten_lookup_is_released(ranks: Ranks) -> None:
     assert ranks.client.num_pending == 0
 
 
-def test_end_releases_what_is_pending_before_it_returns(ranks: Ranks) -> None:
+def test_end_releases_what_is_pending_before_it_returns(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcache.embedded.lookup.async_client._LAST_WORD_S", 20.0)
     ranks.targets[1].hold()
     for name in ("one", "two"):
         assert ranks.client.lookup(name, prompt_of("abc")) is None
@@ -206,7 +208,7 @@ def test_engine_with_a_slow_tier_holds_nothing_for_lookups_that_are_over(
         assert client.num_pending == 2
         client.forget("forgotten")
         assert look_up(client, "wanted", prompt_of("abc")) == 3
-        assert site.num_locked == 5
+        wait_until(lambda: site.num_locked == 5)
         site.engine.release(["wanted", "fast"])
         assert site.num_locked == 0
         ranks.servers[0].close()

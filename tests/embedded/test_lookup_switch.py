@@ -168,7 +168,10 @@ def test_what_is_missing_is_told_in_the_documented_words(processes: Processes) -
         processes.scheduler.create(False)
 
 
-def test_pending_lookup_goes_on_with_the_new_client_and_holds_nothing_for_the_old(processes: Processes) -> None:
+def test_pending_lookup_goes_on_with_the_new_client_and_holds_nothing_for_the_old(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache.embedded.lookup.async_client._LAST_WORD_S", 20.0)
     processes.config.set("enable_async_loading", True)
     processes.start()
     target = processes.ranks.targets[1]

@@ -126,9 +126,7 @@ def test_what_needs_pages_is_refused(engine: TierEngine) -> None:
     assert engine.has_hot_cache is False
 
 
-def test_follows_locations_and_tiers(
-    workers: list[Site], engine: TierEngine, folders: list[pathlib.Path]
-) -> None:
+def test_follows_locations_and_tiers(workers: list[Site], engine: TierEngine, folders: list[pathlib.Path]) -> None:
     store(workers, "ab")
     configs = [dataclasses.replace(config_for(folders, rank), retrieve_locations=("Nobody",)) for rank in range(2)]
     engine.follow(configs)
@@ -139,7 +137,7 @@ def test_follows_locations_and_tiers(
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="LocalDiskBackend: .*is not a directory"):
+    with pytest.raises(ConfigError, match=r"LocalDiskBackend: .*is not a directory"):
         TierEngine([config_of(backends=(disk(tmp_path / "none"),))], "model", RANKS[:1])
 
 

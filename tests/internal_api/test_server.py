@@ -251,7 +251,9 @@ def test_access_log(serving: Serving, caplog: pytest.LogCaptureFixture, extra: o
     caplog.set_level(logging.INFO, "lmcache")
     access = logging.getLogger("uvicorn.access")
     before = (access.level, access.propagate, list(access.handlers))
-    serving.start(extra_config=extra).http.get("/conf?names=chunk_size")
+    running = serving.start(extra_config=extra)
+    running.http.get("/conf?names=chunk_size")
+    running.server.stop()  # a line is written after the answer
     lines = calls_logged(caplog)
     assert bool(lines) is is_logged
     if is_logged:
@@ -276,7 +278,9 @@ def test_level_of_the_http_server_is_left_to_whoever_set_it(serving: Serving) ->
 
 def test_calls_that_change_something_are_audited(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lmcache")
-    serving.start().http.put("/freeze/enable")
+    running = serving.start()
+    running.http.put("/freeze/enable")
+    running.server.stop()
     audited = [record.getMessage() for record in caplog.records if record.name == "lmcache.audit"]
     assert audited
     assert audited[0].startswith("127.0.0.1: PUT /freeze/enable -> 200 in")

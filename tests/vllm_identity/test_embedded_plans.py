@@ -18,13 +18,15 @@ from lmcache.integration.vllm.embedded_settings import (
     check_chunk_size,
     embedded_config,
     lookup_address,
-    not_honoured,
+    shares_ranks,
 )
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing vLLM warns
-    from lmcache.integration.vllm.embedded_scheduler import plan_parts
+    from lmcache.integration.vllm.embedded_loads import plan_parts
     from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads
+    from lmcache.integration.vllm.slot_log import slots_line
+from lmcache.storage.breaker import BreakerConfig
 
 
 @given(per_chunk=st.integers(1, 8), first=st.integers(0, 40), num_blocks=st.integers(1, 40))
@@ -47,6 +49,12 @@ def test_part_of_a_chunk_that_is_not_whole_tells_how_many_blocks_it_has() -> Non
     whole, unfull = plan_parts(prompt, 4, 1, range(100, 106))
     assert (whole.first_block, whole.block_ids, whole.chunk_blocks) == (1, (101, 102, 103), 0)
     assert (unfull.first_block, unfull.block_ids, unfull.chunk_blocks) == (0, (104, 105), 3)
+
+
+def test_slots_are_logged_as_operators_write_them() -> None:
+    line = slots_line("Retrieve", "request-1", (7, 3, 4), 4, 10)
+    assert line == "[KVCache Check] Retrieve request request-1, tokens=10, slot_mapping: [[28,31],[12,17]]"
+    assert slots_line("Store", "r", (2,), 4, 2).endswith("tokens=2, slot_mapping: [8,9]")
 
 
 @dataclass
@@ -120,10 +128,19 @@ def test_tier_with_a_field_that_it_does_not_have_is_named() -> None:
         embedded_config(config, rank=0, stores_for_others=False)
 
 
-def test_settings_that_are_not_honoured_are_named_if_they_ask_for_something() -> None:
-    assert not_honoured(config_of()) == []
-    lines = not_honoured(config_of(use_layerwise=True, lookup_server_worker_ids="0", hit_miss_ratio=0.5))
-    assert [line.split()[0] for line in lines] == ["use_layerwise", "lookup_server_worker_ids", "hit_miss_ratio"]
+def test_only_ranks_that_hold_the_same_share_what_they_store() -> None:
+    assert shares_ranks(config_of(), is_mla=True)
+    assert not shares_ranks(config_of(), is_mla=False)
+    assert not shares_ranks(config_of(extra_config={"save_only_first_rank": False}), is_mla=True)
+    with pytest.raises(ConfigError, match="ranks of this model hold different KV"):
+        shares_ranks(config_of(extra_config={"save_only_first_rank": True}), is_mla=False)
+
+
+def test_tiers_that_fail_are_left_alone_as_asked() -> None:
+    assert embedded_config(config_of(), rank=0, stores_for_others=False).breaker == BreakerConfig()
+    extra = {"get_blocking_failed_threshold": 3, "waiting_time_for_recovery": 20}
+    breaker = embedded_config(config_of(extra_config=extra), rank=0, stores_for_others=False).breaker
+    assert breaker == BreakerConfig(3, 20, 20)
 
 
 def test_chunks_are_whole_blocks() -> None:

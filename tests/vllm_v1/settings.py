@@ -1,4 +1,4 @@
-"""What is changed about a running engine for the length of a test."""
+"""What is changed about a running engine for the length of a test: its settings, and what goes wrong with its loads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ result = {name: getattr(halves[0], name) for name in wanted}
 for config in halves:
     for name, value in wanted.items():
         config.set(name, value)
+"""
+# L1 is cleared by force once a load has reached a step: what it was promised is gone, locks or no locks.
+CLEAR_AT = """
+class ClearAt:
+    def __init__(self, step):
+        self.step, self.num_reached = step, 0
+    def reached(self, step):
+        if step == self.step:
+            self.num_reached += 1
+            if self.num_reached == 2:
+                worker.engine.l1.clear(True)
+worker.engine._transfers._steps = ClearAt(step)
+"""
+STOP_CLEARING = """
+from lmcache.telemetry.steps import NO_STEPS
+worker.engine._transfers._steps = NO_STEPS
 """
 # Layers arrive later than vLLM would ever ask for them, so that whoever does not wait is found out.
 _LAG = """

@@ -8,29 +8,13 @@ import pytest
 
 from tests.vllm_shared.prompts import new_salt, prompt_of, same, worst_error
 from tests.vllm_v1.driver import EmbeddedDriver
-
-# L1 is cleared by force once a load has reached a step: what it was promised is gone, locks or no locks.
-_CLEAR_AT = """
-class ClearAt:
-    def __init__(self, step):
-        self.step, self.num_reached = step, 0
-    def reached(self, step):
-        if step == self.step:
-            self.num_reached += 1
-            if self.num_reached == 2:
-                worker.engine.clear()
-worker.engine._transfers._steps = ClearAt(step)
-"""
-_STOP_CLEARING = """
-from lmcache.telemetry.steps import NO_STEPS
-worker.engine._transfers._steps = NO_STEPS
-"""
+from tests.vllm_v1.settings import CLEAR_AT, STOP_CLEARING
 
 
 @pytest.fixture(params=["retrieve.check", "retrieve.copied"])
 def broken_step(request: pytest.FixtureRequest, engine: EmbeddedDriver) -> Iterator[str]:
     yield request.param
-    engine.run(_STOP_CLEARING)
+    engine.run(STOP_CLEARING)
 
 
 def test_cleared_before_the_load_is_recomputed(engine: EmbeddedDriver, broken_step: str) -> None:
@@ -38,9 +22,9 @@ def test_cleared_before_the_load_is_recomputed(engine: EmbeddedDriver, broken_st
     engine.store(prompt[:600], salt, max_tokens=2)
     expected = engine.one(prompt, new_salt())
     engine.process.forget()
-    engine.run(_CLEAR_AT, step=broken_step)
+    engine.run(CLEAR_AT, step=broken_step)
     output = engine.one(prompt, salt)
-    engine.run(_STOP_CLEARING)
+    engine.run(STOP_CLEARING)
     assert output.finish_reason == "length"
     assert same(output, expected)
     assert any("a load failed" in line for line in engine.log_lines())
@@ -75,9 +59,9 @@ def test_blocks_shared_with_a_failed_load_are_not_saved(engine: EmbeddedDriver, 
     prompt, salt = prompt_of(600, seed=43), new_salt()
     engine.store(prompt, salt, max_tokens=2)
     prompts = [prompt_of(1100 + 30 * index, seed=44 + index, shared=prompt[:512]) for index in range(3)]
-    engine.run(_CLEAR_AT, step=broken_step)
+    engine.run(CLEAR_AT, step=broken_step)
     outputs = engine.process.generate(prompts, 3, salts=[salt] * 3)
-    engine.run(_STOP_CLEARING)
+    engine.run(STOP_CLEARING)
     assert [output.finish_reason for output in outputs] == ["length"] * 3
     for one in prompts:
         engine.process.forget()
@@ -89,12 +73,12 @@ def test_request_that_ends_after_a_failed_load_leaves_no_wrong_block_in_vllm(eng
     """Aborted before it could recompute: vLLM's prefix cache must not hand its blocks to others."""
     prompt, salt = prompt_of(1300, seed=47), new_salt()
     engine.store(prompt[:600], salt, max_tokens=2)
-    engine.run(_CLEAR_AT, step="retrieve.check")
+    engine.run(CLEAR_AT, step="retrieve.check")
     engine.process.call("add", "aborted", prompt, 8, salt)
     engine.process.call("step", 1)
     engine.process.call("abort", "aborted")
     engine.process.call("finish")
-    engine.run(_STOP_CLEARING)
+    engine.run(STOP_CLEARING)
     num_cached, pages = engine.pages(prompt, salt)
     assert num_cached == 0
     assert worst_error(pages, engine.pages(prompt, new_salt())[1]) < 0.1
@@ -116,7 +100,7 @@ def test_rank_that_does_not_answer_costs_one_deadline(engine: EmbeddedDriver) ->
     )
     for number in range(3):
         assert engine.one(prompt_of(600, seed=f"silent {number}"), salt, max_tokens=1).num_cached_tokens == 0
-    assert engine.run("result = engine.num_asked, half.client.is_up") == (1, False)
+    assert engine.run("result = engine.num_asked, half.client.current.is_up") == (1, False)
     engine.run("del worker.lookup; engine.pause.set(); half._config.set('lookup_timeout_ms', 3000)")
     for _ in range(200):
         engine.process.forget()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same, worst_error
 from tests.vllm_v1.driver import EmbeddedDriver
-from tests.vllm_v1.settings import changed, lagging
+from tests.vllm_v1.settings import CLEAR_AT, STOP_CLEARING, changed, lagging
 
 _COUNT = """
 engine.num_by_layers = dict.fromkeys(("begin_retrieve", "begin_store"), 0)
@@ -43,21 +43,6 @@ _UNSTICK = """
 from lmcache.embedded.layer_transfers import LayerLoad
 LayerLoad.copy = engine.copy
 """
-_CLEAR_AT = """
-class ClearAt:
-    def __init__(self, step):
-        self.step, self.num_reached = step, 0
-    def reached(self, step):
-        if step == self.step:
-            self.num_reached += 1
-            if self.num_reached == 2:
-                worker.engine.l1.clear(True)
-worker.engine._transfers._steps = ClearAt(step)
-"""
-_STOP_CLEARING = """
-from lmcache.telemetry.steps import NO_STEPS
-worker.engine._transfers._steps = NO_STEPS
-"""
 
 
 @pytest.fixture
@@ -90,7 +75,8 @@ def test_objects_are_the_same_whichever_way_they_go(engine: EmbeddedDriver) -> N
 
 
 def test_token_that_is_computed_anew_is_not_overwritten(engine: EmbeddedDriver) -> None:
-    """A prompt that is held whole: its last token goes to a block that is loaded in that very step."""
+    """A prompt that is held whole: its last token goes to a block that is loaded in that very step. What is loaded is
+    as good here; `test_unfull_chunks` has the case where it is not."""
     prompt, salt = prompt_of(2 * CHUNK, seed=301), new_salt()
     engine.store(prompt, salt)
     found = []
@@ -122,9 +108,9 @@ def test_load_that_fails_is_recomputed_and_nothing_on_top_of_it_saved(layered: E
     layered.store(prompt[:600], salt, max_tokens=2)
     expected = layered.one(prompt, new_salt())
     layered.process.forget()
-    layered.run(_CLEAR_AT, step=step)
+    layered.run(CLEAR_AT, step=step)
     output = layered.one(prompt, salt)
-    layered.run(_STOP_CLEARING)
+    layered.run(STOP_CLEARING)
     assert output.finish_reason == "length"
     assert same(output, expected)
     assert layered.check_pages(prompt, salt) == 1280

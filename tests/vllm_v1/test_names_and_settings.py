@@ -27,11 +27,11 @@ def test_vllm_uses_our_class_under_its_own_name(engine: EmbeddedDriver) -> None:
 
 
 def test_settings_that_do_nothing_are_named(model_folder: pathlib.Path) -> None:
-    connector = v1_connector(chunk_sice=128, use_layerwise=True)
+    connector = v1_connector(chunk_sice=128, blend_min_tokens=7)
     for engine in running(spec_of(model_folder, connector)):
         lines = engine.log_lines()
     assert any("chunk_sice" in line and "did you mean chunk_size" in line for line in lines)
-    assert any("use_layerwise has no effect" in line for line in lines)
+    assert any("blend_min_tokens" in line and "has no effect" in line for line in lines)
 
 
 def test_chunks_that_do_not_fit_vllms_blocks_end_the_start(model_folder: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ from lmcache.config.engine.definition import (
 )
 from lmcache.config.engine.kinds import FLAG, OBJECT, Kind, choice, number, text, whole
 
+_NO_PING = "whether a tier answers shows by its calls"
 _NO_AUDIT = "calls of tiers are not written to an audit log"
 
 
@@ -49,8 +50,9 @@ class ExtraKeys:
         number(0, 8e9), "Size of rank 0's pool in GiB in that case; null: max_local_cpu_size."
     )
     remote_enable_mla_worker_id_as0: bool | None = optional(
-        FLAG, "All ranks of MLA models use the objects of rank 0 in remote tiers; null: as save_only_first_rank."
-    )
+        FLAG, "All ranks of MLA models use the objects of rank 0 in remote tiers.",
+        no_effect="what ranks share in remote tiers follows from save_only_first_rank",
+    )  # fmt: skip
     lookup_backoff_time: float = setting(
         number(0, 60), 0.01, "Seconds between two looks for the answer of an asynchronous lookup."
     )
@@ -58,12 +60,18 @@ class ExtraKeys:
     internal_api_server_log_level: str = setting(
         choice("critical", "error", "warning", "info", "debug", "trace"), "warning", "Level from which it logs."
     )
-    ping_interval: float = setting(number(0, is_low_open=True), 30.0, "Seconds between two checks of a remote tier.")
-    ping_timeout: float = setting(number(0, is_low_open=True), 5.0, "Seconds that such a check may take.")
-    get_blocking_failed_threshold: int = setting(
-        whole(1), 10, "Failed loads in a row after which a tier is left alone."
+    ping_interval: float = setting(
+        number(0, is_low_open=True), 30.0, "Seconds between two checks of a remote tier.", no_effect=_NO_PING
     )
-    waiting_time_for_recovery: float = setting(number(), 300.0, "Seconds for which it is.")
+    ping_timeout: float = setting(
+        number(0, is_low_open=True), 5.0, "Seconds that such a check may take.", no_effect=_NO_PING
+    )
+    get_blocking_failed_threshold: int | None = optional(
+        whole(1), "Failed calls in a row after which a tier is left alone; null: 5. Read when a tier is opened."
+    )
+    waiting_time_for_recovery: float | None = optional(
+        number(), "Seconds for which it is; null: 5, then twice that and so on up to 60. Read when a tier is opened."
+    )
     save_chunk_meta: bool = setting(
         FLAG, True, "A header in every file.", no_effect="every file has a header, which is checked at every load"
     )

@@ -61,6 +61,7 @@ class LayerwiseStep:
             except Exception as error:  # the root of a copy: a failed load, never a failed step
                 logger.exception("a load failed")
                 failed.append((job, f"{type(error).__name__}: {error}"))
+                self._engine.release((job.lookup_id,))
             else:
                 self._jobs.append(job)
         if loads:

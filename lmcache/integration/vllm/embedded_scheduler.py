@@ -10,18 +10,19 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.core.hashing import ChunkHashAlgorithm, PrefixChain
 from lmcache.core.identity import make_root
 from lmcache.core.keys import check_cache_salt
-from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart
+from lmcache.embedded.jobs import RetrieveJob
 from lmcache.embedded.lookup.base import LookupClient
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.errors import DeclinedError, KeyFormatError, LMCacheError
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
+from lmcache.integration.vllm.embedded_loads import make_load
 from lmcache.integration.vllm.embedded_lookups import EmbeddedLookups
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.embedded_saves import EmbeddedSaves
@@ -239,16 +240,10 @@ class EmbeddedScheduler:
         """The ranks let go of what they hold for it when they have loaded it."""
         state = output.kv_connector_block_state
         by_group = state.get_block_ids(tracker.request_id) if state is not None else None
-        block_ids: Sequence[int] = by_group[0] if by_group else ()
-        first, last = tracker.local_tokens // self._block_size, -(-tracker.loaded_until // self._block_size)
-        if tracker.asked is None or len(block_ids) < last:
-            raise LMCacheError(f"vLLM counts on {tracker.loaded_until} tokens and has {len(block_ids)} blocks")
-        tracker.loading_blocks = tuple(block_ids[first:])
         tracker.is_holding = False
-        per_chunk = self._config.chunk_size // self._block_size
-        parts = plan_parts(tracker.asked, per_chunk, first, block_ids[:last])
-        num_tokens = tracker.loaded_until - first * self._block_size
-        return RetrieveJob(tracker.request_id, self._root, tracker.cache_salt, tuple(parts), num_tokens)
+        return make_load(
+            tracker, self._root, by_group[0] if by_group else (), self._block_size, self._config.chunk_size
+        )
 
     # What went wrong
 
@@ -300,17 +295,3 @@ class EmbeddedScheduler:
         if text not in self._said and len(self._said) < _SAID_MAX:
             self._said.add(text)
             logger.warning("%s", text)
-
-
-def plan_parts(prompt: Prompt, per_chunk: int, first_block: int, block_ids: Sequence[int]) -> list[RetrievePart]:
-    """Loads into the blocks from number `first_block` on, whole chunks or parts of them.
-
-    `block_ids` are the request's blocks up to the last that is loaded, which is loaded whole.
-    """
-    parts = []
-    for index in range(first_block // per_chunk, -(-len(block_ids) // per_chunk)):
-        start, end = max(first_block, index * per_chunk), min(len(block_ids), (index + 1) * per_chunk)
-        chunk_blocks = prompt.tail_blocks if index == len(prompt.digests) - 1 else 0
-        taken = tuple(block_ids[start:end])
-        parts.append(RetrievePart(prompt.digests[index], start - index * per_chunk, taken, chunk_blocks))
-    return parts

@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lmcache.config.engine import LMCacheEngineConfig
+from lmcache.config.engine.extra import read_extra
 from lmcache.config.engine.tiers import tiers
-from lmcache.config.engine.views import pool_settings
+from lmcache.config.engine.views import hash_algorithm, pool_settings
 from lmcache.embedded.config import Backend, EmbeddedConfig
 from lmcache.embedded.lookup.address import DEFAULT_FOLDER, LookupAddress
 from lmcache.errors import ConfigError
 from lmcache.l2.registry import parse_adapter_object
+from lmcache.storage.breaker import BreakerConfig
 
-# Settings that ask for what this mode does not do: value that asks for nothing, and what happens instead.
-_NOT_HONOURED: Mapping[str, tuple[object, str]] = {
-    "save_unfull_chunk": (False, "only whole chunks are saved"),
-    "use_layerwise": (False, "chunks are loaded before the forward pass and saved after it"),
-    "enable_async_loading": (False, "lookups wait for the tiers"),
-    "enable_scheduler_bypass_lookup": (False, "lookups ask the workers"),
-    "lookup_server_worker_ids": (None, "all ranks are asked"),
-    "hit_miss_ratio": (None, "hits are not limited"),
-    "enable_chunk_statistics": (False, "chunks are not counted"),
-    "retrieve_locations": (None, "all tiers are looked up"),
-    "store_location": (None, "all tiers are stored to"),
-    "internal_api_server_enabled": (False, "there is no internal API"),
-    "py_enable_gc": (True, "the garbage collector is left as it is"),
-}
-
-
-def not_honoured(config: LMCacheEngineConfig) -> list[str]:
-    """One line for each setting that will not do what its writer hopes."""
-    return [
-        f"{name} has no effect: {instead}"
-        for name, (nothing, instead) in _NOT_HONOURED.items()
-        if getattr(config, name) not in (nothing, ())
-    ]
+# What follows from other settings than these: `EmbeddedEngine.follow` takes it from `embedded_config`.
+FOLLOWED_KEYS = (
+    "local_cpu", "cache_policy", "local_disk", "local_disk_path_sharding", "max_local_disk_size", "remote_url",
+    "remote_serde", "remote_storage_plugins", "extra_config", "retrieve_locations", "store_location",
+    "pin_timeout_sec", "pin_check_interval_sec", "blocking_timeout_secs",
+)  # fmt: skip
 
 
 def embedded_config(config: LMCacheEngineConfig, rank: int, stores_for_others: bool) -> EmbeddedConfig:
@@ -50,7 +35,33 @@ def embedded_config(config: LMCacheEngineConfig, rank: int, stores_for_others: b
         backends=tuple(backends),
         lock_ttl_s=config.pin_timeout_sec,
         lock_check_interval_s=config.pin_check_interval_sec,
+        blocking_timeout_s=config.blocking_timeout_secs,
+        retrieve_locations=config.retrieve_locations or None,
+        store_location=config.store_location,
+        hash_algorithm=hash_algorithm(config),
+        breaker=_breaker(config),
     )
+
+
+def _breaker(config: LMCacheEngineConfig) -> BreakerConfig:
+    """As usual, where extra_config does not say otherwise."""
+    extra, usual = read_extra(config.extra_config), BreakerConfig()
+    pause_s = extra.waiting_time_for_recovery
+    return BreakerConfig(
+        usual.failures_max if extra.get_blocking_failed_threshold is None else extra.get_blocking_failed_threshold,
+        usual.pause_s if pause_s is None else pause_s,
+        usual.pause_s_max if pause_s is None else pause_s,
+    )
+
+
+def shares_ranks(config: LMCacheEngineConfig, is_mla: bool) -> bool:
+    """Whether one rank stores what all tensor ranks hold. Raises ConfigError where they do not hold the same."""
+    asked = read_extra(config.extra_config).save_only_first_rank
+    if asked and not is_mla:
+        raise ConfigError(
+            "save_only_first_rank in extra_config: ranks of this model hold different KV, and each must store its own"
+        )
+    return is_mla and asked is not False
 
 
 def lookup_address(engine_id: str, extra: Mapping[str, object], environment: Mapping[str, str]) -> LookupAddress:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmcache.core.block_ranges import format_block_ids
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.config import EmbeddedConfig, Rank
 from lmcache.embedded.engine import EmbeddedEngine
 from lmcache.embedded.jobs import Prompt, RetrieveJob, StoreJob
 from lmcache.embedded.layer_loads import LayerLoadThread
-from lmcache.embedded.lookup.base import LookupServer
-from lmcache.embedded.lookup.factory import LookupClientFactory
+from lmcache.embedded.lookup.switch import ServerSwitch
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.pool import private_folder, sweep_private_pools
 from lmcache.errors import DeclinedError, PoolError
@@ -24,7 +22,9 @@ from lmcache.integration.vllm.embedded_layers import LayerwiseStep, layer_number
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.kv_events import MEDIUM
 from lmcache.integration.vllm.parallel import ParallelStrategy
+from lmcache.integration.vllm.slot_log import slots_line
 from lmcache.kv_copy.cpu import CpuCopier
+from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class EmbeddedWorker:
         make_config: Callable[[], EmbeddedConfig],
         model_name: str,
         parallel: ParallelStrategy,
-        lookups: LookupClientFactory,
+        lookups: ServerSwitch,
+        threads: PeriodicThreadRegistry,
         is_layerwise: Callable[[], bool] = lambda: False,
         load_timeout_s: Callable[[], float] = lambda: 10.0,
         logs_slots: Callable[[], bool] = lambda: False,
@@ -63,6 +64,7 @@ class EmbeddedWorker:
         self._model_name = model_name
         self._parallel = parallel
         self._lookups = lookups
+        self._threads = threads
         self._is_layerwise = is_layerwise
         self._load_timeout_s = load_timeout_s
         self._logs_slots = logs_slots
@@ -70,7 +72,6 @@ class EmbeddedWorker:
         self._layer_thread = LayerLoadThread()
         self._layer_numbers: dict[str, int] | None = None
         self._step: LayerwiseStep | None = None
-        self._server: LookupServer | None = None
         self._refusal = "its KV cache is not registered"
         self.engine: EmbeddedEngine | None = None
         self._bad_block_ids: set[int] = set()
@@ -83,12 +84,13 @@ class EmbeddedWorker:
     def register(self, layout: KVLayout, regions: list[np.ndarray]) -> None:
         """The rank's pages are there: open an engine over them. Raises ConfigError."""
         parallel = self._parallel
-        source_rank = parallel.column * parallel.tensor_size if parallel.is_mla else parallel.rank
-        rank = Rank(self._model_name, parallel.world_size, parallel.rank, source_rank, layout)
+        rank = Rank(self._model_name, parallel.world_size, parallel.rank, parallel.source_rank, layout)
         sweep_private_pools()
         try:
             copier = CpuCopier(regions)
-            engine = EmbeddedEngine(self._make_config(), rank, copier, private_folder(), meter=self._meter)
+            engine = EmbeddedEngine(
+                self._make_config(), rank, copier, private_folder(), meter=self._meter, threads=self._threads
+            )
         except (DeclinedError, PoolError) as error:
             self.decline(str(error))
             return
@@ -99,23 +101,17 @@ class EmbeddedWorker:
         logger.info(
             "rank %d of %s keeps KV in %s (%s)", rank.rank, self._instance_id, engine.pool.config.folder, backends
         )
-        self._serve()
+        self._lookups.serve(self)
 
     def decline(self, reason: str) -> None:
         """This rank caches nothing; who looks up is told why."""
         logger.warning("lmcache declines to cache for this engine: %s", reason)
         self._refusal = reason
-        self._serve()
-
-    def _serve(self) -> None:
-        self._server = self._lookups.create_lookup_server(self._parallel.rank, self)
-        self._server.start()
+        self._lookups.serve(self)
 
     def close(self) -> None:
         """Idempotent."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        self._lookups.shut_down()
         self._layer_thread.close()
         if self.engine is not None:
             self.engine.close()
@@ -260,11 +256,8 @@ class EmbeddedWorker:
     def _log_slots(self, verb: str, request_id: str, block_ids: Sequence[int], num_tokens: int) -> None:
         if self.engine is None or not self._logs_slots():
             return
-        slots = slots_of(block_ids, self.engine.rank.layout.block_size, num_tokens)
-        logger.info(
-            "[KVCache Check] %s request %s, tokens=%d, slot_mapping: [%s]",
-            verb, request_id, num_tokens, format_block_ids(slots),
-        )  # fmt: skip
+        block_size = self.engine.rank.layout.block_size
+        logger.info("%s", slots_line(verb, request_id, block_ids, block_size, num_tokens))
 
     @property
     def num_bad_blocks(self) -> int:
@@ -294,9 +287,3 @@ def tokens_of(job: StoreJob, stored: set[bytes], block_size: int) -> int:
     )
     num_unfilled = sum(map(len, job.block_ids)) * block_size - job.num_tokens
     return num_tokens - num_unfilled if job.digests[-1] in stored else num_tokens
-
-
-def slots_of(block_ids: Sequence[int], block_size: int, num_tokens: int) -> list[int]:
-    """Where the first `num_tokens` tokens of these blocks are."""
-    slots = [block_id * block_size + offset for block_id in block_ids for offset in range(block_size)]
-    return slots[:num_tokens]

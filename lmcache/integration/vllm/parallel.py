@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from typing import Any
 class ParallelStrategy:
     """`rank` counts pipeline-major: `pipeline rank * tensor size + tensor rank`.
 
-    With MLA every tensor rank holds the same bytes: the first of each pipeline stage
+    With MLA (`is_mla`) every tensor rank holds the same bytes: the first of each pipeline stage
     stores for all, and all read its objects.
     """
 
@@ -35,5 +36,22 @@ class ParallelStrategy:
         return self.rank // self.tensor_size if self.is_mla else self.rank
 
     @property
+    def source_rank(self) -> int:
+        """The rank under whose key this one's objects are known."""
+        return self.column * self.tensor_size if self.is_mla else self.rank
+
+    @property
     def stores(self) -> bool:
         return not self.is_mla or self.rank % self.tensor_size == 0
+
+    @property
+    def stores_for_others(self) -> bool:
+        return self.is_mla and self.stores and self.tensor_size > 1
+
+    @property
+    def storing_ranks(self) -> tuple[int, ...] | None:
+        """Of all ranks, those whose objects are read; None: each reads its own."""
+        return tuple(range(0, self.world_size, self.tensor_size)) if self.is_mla else None
+
+    def at(self, rank: int) -> ParallelStrategy:
+        return dataclasses.replace(self, rank=rank)

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
 
 from lmcache.config.engine.loading import load_engine_config
-from lmcache.config.engine.views import hash_algorithm
-from lmcache.core.hashing import make_algorithm
 from lmcache.core.keys import check_model_name
-from lmcache.embedded.lookup.factory import LookupClientFactory
-from lmcache.errors import ConfigError, DeclinedError, LMCacheError
+from lmcache.errors import ConfigError, LMCacheError
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler, no_prefix_cache
-from lmcache.integration.vllm.embedded_settings import check_chunk_size, embedded_config, lookup_address, not_honoured
+from lmcache.integration.vllm.embedded_scheduler_half import SchedulerHalf
+from lmcache.integration.vllm.embedded_settings import check_chunk_size, lookup_address, shares_ranks
 from lmcache.integration.vllm.embedded_worker import EmbeddedWorker, StoredEvent
-from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
+from lmcache.integration.vllm.embedded_worker_half import WorkerHalf
+from lmcache.integration.vllm.layout import unsupported_reason
 from lmcache.integration.vllm.model_facts import model_facts
 from lmcache.integration.vllm.parallel import ParallelStrategy
 from lmcache.integration.vllm.utils import mla_enabled
@@ -49,6 +48,7 @@ class LMCacheConnectorV1Impl:
         self._parent = parent_connector
         self._scheduler: EmbeddedScheduler | None = None
         self._worker: EmbeddedWorker | None = None
+        self._worker_half: WorkerHalf | None = None
         self._meta: EmbeddedMetadata | None = None
         try:
             self._read_config(role)
@@ -63,49 +63,44 @@ class LMCacheConnectorV1Impl:
         config, warnings = load_engine_config(os.environ, extra)
         self.config = config
         if role == KVConnectorRole.SCHEDULER:
-            for warning in (*warnings, *not_honoured(self.config)):
+            for warning in warnings:
                 logger.warning("%s", warning)
         check_chunk_size(self.config, self._vllm_config.cache_config.block_size)
-        is_mla = mla_enabled(self._vllm_config.model_config)
+        is_mla = shares_ranks(config, mla_enabled(self._vllm_config.model_config))
         self._parallel = ParallelStrategy.of(self._vllm_config, is_mla, 0)
-        # Ranks that read another's objects know no more than that one.
-        storing = tuple(range(0, self._parallel.world_size, self._parallel.tensor_size))
-        self._lookups = LookupClientFactory(
-            config,
-            lookup_address(transfer.engine_id, extra, os.environ),
-            self._parallel.world_size,
-            storing if is_mla else None,
-        )
+        self._address = lookup_address(transfer.engine_id, extra, os.environ)
 
     def _open(self, role: KVConnectorRole) -> None:
         reason = unsupported_reason(self._vllm_config, self._parent._kv_cache_config)
         if reason is not None:
             logger.warning("lmcache declines to cache for this engine: %s", reason)
         elif role == KVConnectorRole.SCHEDULER:
-            self._scheduler = self._make_scheduler()
+            self._open_scheduler()
         else:
-            self._worker = self._make_worker()
+            self._open_worker()
 
-    def _make_scheduler(self) -> EmbeddedScheduler | None:
+    def _open_scheduler(self) -> None:
         try:
             facts = model_facts(self._vllm_config, None)
             check_model_name(self._vllm_config.model_config.model)
         except LMCacheError as error:
             logger.warning("lmcache declines to cache for this engine: %s", error)
-            return None
+            return
         self._choose_recompute()
-        parallel, transfer = self._vllm_config.parallel_config, self._vllm_config.kv_transfer_config
-        num_in_flight = parallel.pipeline_parallel_size + bool(self._vllm_config.scheduler_config.async_scheduling)
-        client = self._lookups.create_lookup_client().client
-        Finalize(self, client.close, exitpriority=_EXIT_PRIORITY)
-        scheduler = EmbeddedScheduler(
-            self.config, client, make_algorithm(hash_algorithm(self.config)), facts, self._parallel.world_size,
-            self._vllm_config.cache_config.block_size, transfer.is_kv_consumer, transfer.is_kv_producer,
-            num_in_flight, self._forget_cached,
-            find_prefix_cache=no_prefix_cache if self._keeps_on_reset() else self._find_prefix_cache,
+        half = SchedulerHalf(
+            self.config, self._vllm_config, self._parallel, self._address, facts, self._forget_cached,
+            no_prefix_cache if self._keeps_on_reset() else self._find_prefix_cache,
         )  # fmt: skip
-        scheduler.find_root()
-        return scheduler
+        Finalize(self, half.close, exitpriority=_EXIT_PRIORITY)
+        self._scheduler = half.scheduler
+
+    def _open_worker(self) -> None:
+        from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+
+        rank = get_pp_group().rank_in_group * self._parallel.tensor_size + get_tensor_model_parallel_rank()
+        half = WorkerHalf(self.config, self._vllm_config, self._parallel.at(rank), self._address)
+        Finalize(self, half.close, exitpriority=_EXIT_PRIORITY)
+        self._worker_half, self._worker = half, half.worker
 
     def _choose_recompute(self) -> None:
         """A promised load that fails must be recomputed, not end the user's request.
@@ -139,33 +134,13 @@ class LMCacheConnectorV1Impl:
         manager.evict_blocks(block_ids)
         return True
 
-    def _make_worker(self) -> EmbeddedWorker:
-        from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
-
-        rank = get_pp_group().rank_in_group * self._parallel.tensor_size + get_tensor_model_parallel_rank()
-        parallel = ParallelStrategy.of(self._vllm_config, self._parallel.is_mla, rank)
-        config, stores_for_others = self.config, parallel.is_mla and parallel.stores and parallel.tensor_size > 1
-        worker = EmbeddedWorker(
-            config.lmcache_instance_id,
-            lambda: embedded_config(config, rank, stores_for_others),
-            self._vllm_config.model_config.model, parallel, self._lookups,
-            lambda: config.use_layerwise, lambda: config.blocking_timeout_secs,
-        )  # fmt: skip
-        Finalize(self, worker.close, exitpriority=_EXIT_PRIORITY)
-        return worker
-
     # Worker side
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        if self._worker is None:
+        if self._worker_half is None:
             return
         try:
-            layout, regions = describe_layout(kv_caches, self._vllm_config, self._parent._kv_cache_config)
-        except DeclinedError as error:
-            self._worker.decline(str(error))
-            return
-        try:
-            self._worker.register(layout, regions)
+            self._worker_half.register(kv_caches, self._parent._kv_cache_config)
         except ConfigError as error:
             raise ValueError(f"lmcache: {error}") from error
 

@@ -1,0 +1,138 @@
+"""Tiers that take part in part: what waits already goes by it, too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from lmcache.errors import ConfigError
+from lmcache.l1.values import Place
+from lmcache.l2.registry import parse_adapters
+from lmcache.storage.tier_route import TierRoute
+from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, Site, open_site, wait_until
+
+__all__ = ["open_site"]
+
+NO_STORES, FROZEN = TierRoute(stores=False), TierRoute(reads=False, stores=False, is_frozen=True)
+
+
+def hold_writes(site: Site) -> Callable[[], None]:
+    """Writes of the first adapter wait until what is returned is called."""
+    may_pass, write = threading.Event(), site.adapter()._write
+
+    def wait_and_write(*args: object) -> int:
+        assert may_pass.wait(20.0)
+        return write(*args)  # type: ignore[arg-type]
+
+    site.adapter()._write = wait_and_write  # type: ignore[method-assign]
+    return may_pass.set
+
+
+def let_go_of(site: Site) -> list[Place]:
+    """What L1 is told to let go of from now on."""
+    told: list[Place] = []
+    site.pool.l1.let_go = told.extend  # type: ignore[attr-defined]
+    return told
+
+
+def test_what_waits_for_a_tier_that_takes_no_stores_is_dropped(open_site: OpenSite) -> None:
+    site = open_site(MEMORY, MEMORY)
+    let_pass = hold_writes(site)
+    site.store(*range(50))
+    wait_until(lambda: len(site.held(1)) == 50)
+    site.manager.route(0, NO_STORES)
+    let_pass()
+    assert site.manager.stores.wait_until_still(10.0)
+    assert len(site.held()) <= 4
+    wait_until(lambda: not site.manager.stores.num_pending)
+    site.store(60)
+    wait_until(lambda: 60 in site.held(1))
+    site.manager.route(0, TierRoute())
+    site.store(61)
+    wait_until(lambda: 61 in site.held())
+    assert len(site.held()) <= 5
+
+
+def test_what_waits_for_a_frozen_tier_waits_on(open_site: OpenSite) -> None:
+    site = open_site(MEMORY)
+    site.manager.route(0, FROZEN)
+    site.store(1)
+    assert (site.manager.stores.num_pending, site.manager.stores.has_tiers) == (0, False)
+    site.manager.route(0, TierRoute())
+    let_pass = hold_writes(site)
+    site.store(*range(40))
+    wait_until(lambda: site.manager.stores.num_inflight > 0)
+    site.manager.route(0, FROZEN)
+    let_pass()
+    assert site.manager.stores.wait_until_still(10.0)
+    num_held = len(site.held())
+    assert num_held <= 4
+    assert not site.manager.stores.wait_until_empty(0.05)
+    site.manager.route(0, TierRoute())
+    assert site.manager.stores.wait_until_empty(20.0)
+    assert len(site.held()) == 40
+
+
+def test_a_clean_stop_does_not_wait_for_a_frozen_tier(open_site: OpenSite) -> None:
+    site = open_site(MEMORY, drain_timeout_s=3600.0)
+    let_pass = hold_writes(site)
+    site.store(*range(10))
+    site.manager.route(0, FROZEN)
+    let_pass()
+    site.manager.close()
+
+
+@pytest.mark.parametrize("route", [TierRoute(), NO_STORES])
+def test_what_passes_through_is_let_go_whatever_becomes_of_it(open_site: OpenSite, route: TierRoute) -> None:
+    site = open_site(MEMORY, '{"type": "memory", "max_size_gb": 0.0000001}')
+    told = let_go_of(site)
+    for index in (0, 1):
+        site.manager.route(index, route)
+    places = [site.pool.put(number) for number in range(3)]
+    site.manager.stores.submit(site.pool, places, "", "", is_passing=True)  # type: ignore[arg-type]
+    wait_until(lambda: sorted(told) == places)
+    assert site.held() == ({0, 1, 2} if route.stores else set())
+
+
+def test_a_frozen_tier_evicts_nothing(open_site: OpenSite) -> None:
+    eviction = '"eviction": {"eviction_policy": "LRU", "trigger_watermark": 0.1}'
+    site = open_site(f'{{"type": "memory", "max_size_gb": {20 * OBJECT_BYTES / 2**30}, {eviction}}}')
+    site.manager._eviction_thread.stop()
+    site.store(*range(10))
+    wait_until(lambda: len(site.held()) == 10)
+    tier = site.manager.tiers()[0]
+    site.manager.route(0, FROZEN)
+    site.manager._evictor._keep_house(tier)
+    assert len(site.held()) == 10
+    site.manager.route(0, TierRoute())
+    site.manager._evictor._keep_house(tier)
+    assert len(site.held()) < 10
+
+
+def test_lookups_and_loads_that_wait_find_nothing(open_site: OpenSite) -> None:
+    """A tier that is not read is not asked, not even by those who were in its queue before."""
+    site = open_site(MEMORY)
+    site.store(1)
+    wait_until(lambda: site.held() == {1})
+    tier, key = site.manager.tiers()[0], site.adapter().keys_after(0, 1)[0][0]
+    found: list[list[bool]] = []
+    loaded: list[object] = []
+    site.manager.route(0, TierRoute(reads=False))
+    assert site.manager.prefetches.usable_tiers() == []
+    tier.submit_lookup([key], found.append, 1e12)
+    tier.submit_load(key, memoryview(bytearray(OBJECT_BYTES)), loaded.append)
+    wait_until(lambda: bool(found and loaded))
+    assert (found, loaded) == ([[False]], [None])
+
+
+def test_an_adapter_is_replaced_the_same_way(open_site: OpenSite) -> None:
+    site = open_site(MEMORY)
+    site.manager.route(0, NO_STORES)
+    bad, good = parse_adapters(['{"type": "fs", "base_path": "/dev/null/x"}', MEMORY])
+    with pytest.raises(ConfigError):
+        site.manager.replace_adapter(0, bad)
+    assert [tier.index for tier in site.manager.tiers()] == [0]
+    assert site.manager.replace_adapter(0, good, 1.0) == 1
+    assert [(tier.index, tier.route) for tier in site.manager.tiers()] == [(1, NO_STORES)]
