@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Few chunks are asked for at first, since most prompts that miss miss at once.
 _FIRST_WINDOW_CHUNKS = 4
 _WINDOW_CHUNKS_MAX = 64
+_OPEN_PATIENCE_S = 1.0
 
 
 class TierEngine(BackendOperations):
@@ -59,8 +60,8 @@ class TierEngine(BackendOperations):
         self._is_closed = False
 
     def start(self) -> None:
-        """Bring the tiers up; waits a while for them and goes on without those that take longer."""
-        self._storage.start(self.threads)
+        """Bring the tiers up; waits a moment for them, and those that workers have not made yet come later."""
+        self._storage.start(self.threads, _OPEN_PATIENCE_S)
 
     def close(self) -> None:
         """Idempotent."""

@@ -108,7 +108,7 @@ class StorageManager:
 
     # Life
 
-    def start(self, threads: PeriodicThreadRegistry) -> None:
+    def start(self, threads: PeriodicThreadRegistry, open_patience_s: float = _OPEN_PATIENCE_S) -> None:
         """Start loops and open the adapters; waits a while for them, and goes on without those that take longer."""
         for thread in (self._store_thread, self._prefetch_thread, self._eviction_thread):
             threads.start(thread)
@@ -117,7 +117,7 @@ class StorageManager:
         tiers = self.tiers()
         for tier in tiers:
             tier.start()
-        deadline_s = self._clock() + _OPEN_PATIENCE_S
+        deadline_s = self._clock() + open_patience_s
         for tier in tiers:
             tier.wait_until_open(max(0.0, deadline_s - self._clock()))
 

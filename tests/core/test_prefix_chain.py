@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcache.core.hashing import ALGORITHM_NAMES, PrefixChain, chunk_digests, make_algorithm
+from lmcache.core.hashing import ALGORITHM_NAMES, PrefixChain, chunk_digests, make_algorithm, tokens_to_bytes
 from lmcache.errors import ConfigError
 
 ROOT = bytes(range(32))

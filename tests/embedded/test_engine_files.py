@@ -87,7 +87,6 @@ def test_either_way_to_name_the_folder(pool_folder: pathlib.Path, written: pathl
         (None, "no-such.yaml"),
         ("chunk_size: [", "yaml"),
         ("chunk_size: 16\n", "names no remote folder"),
-        ("remote_url: 'fs://host:0//nowhere/at/all'\n", "is not a directory that this user can read"),
     ],
 )
 def test_a_configuration_that_is_no_use(
@@ -98,7 +97,6 @@ def test_a_configuration_that_is_no_use(
         path.write_text(content)
     with opened(pool_folder, config_of()) as site, pytest.raises(ConfigError, match=message):
         site.engine.load_fs_chunks(str(path), None)
-    assert not pathlib.Path("/nowhere").exists()
 
 
 def test_refused_where_l1_keeps_nothing(pool_folder: pathlib.Path, written: pathlib.Path) -> None:
@@ -110,3 +108,12 @@ def test_refused_where_l1_keeps_nothing(pool_folder: pathlib.Path, written: path
         site.engine.bypass(L1_BACKEND, True)
         with pytest.raises(LMCacheError, match="LocalCPUBackend is bypassed"):
             site.engine.load_fs_chunks(str(written), None)
+
+
+def test_a_folder_that_is_not_there_is_named_and_not_made(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"remote_url: 'fs://host:0/{tmp_path}/none'\n")
+    with opened(pool_folder, config_of()) as site:
+        with pytest.raises(LMCacheError, match="none is not a directory that this user can read") as refusal:
+            site.engine.load_fs_chunks(str(tmp_path / "config.yaml"), None)
+        assert not isinstance(refusal.value, ConfigError)
+    assert not (tmp_path / "none").exists()

@@ -78,9 +78,9 @@ class Factories:
         self._clock = clock
         self.opened: list[Tiers] = []
 
-    def make(self, default_ranks: tuple[int, ...] | None = None, **settings: Any) -> LookupClientFactory:
+    def make(self, **settings: Any) -> LookupClientFactory:
         config = LMCacheEngineConfig(settings)
-        return LookupClientFactory(config, LookupAddress(self._folder, "e"), 2, default_ranks, self._open, self._clock)
+        return LookupClientFactory(config, LookupAddress(self._folder, "e"), 2, self._open, self._clock)
 
     def _open(self) -> Any:
         self.opened.append(Tiers(self._clock))
@@ -91,8 +91,8 @@ class Factories:
         client.close()
         return client.name()
 
-    def server_names(self, default_ranks: tuple[int, ...] | None = None, **settings: Any) -> list[str]:
-        factory = self.make(default_ranks, **settings)
+    def server_names(self, **settings: Any) -> list[str]:
+        factory = self.make(**settings)
         return [factory.create_lookup_server(rank, Rank(1, 1)).name() for rank in (0, 1)]
 
 
@@ -132,8 +132,6 @@ def test_servers_are_those_of_the_ranks_that_serve(factories: Factories) -> None
     assert factories.server_names(enable_async_loading=True) == [later, later]
     assert factories.server_names(lookup_server_worker_ids=(1,)) == ["None", sync]
     assert factories.server_names(lookup_server_worker_ids=()) == [sync, sync]
-    assert factories.server_names(default_ranks=(0,)) == [sync, "None"]
-    assert factories.server_names(default_ranks=(0,), lookup_server_worker_ids=(0, 1)) == [sync, sync]
 
 
 def test_rank_that_does_not_exist_is_named(factories: Factories) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lmcache.core.keys import make_kv_rank
 from lmcache.embedded.config import EmbeddedConfig
 from lmcache.embedded.tier_engine import TierEngine
-from lmcache.errors import ConfigError, KeyFormatError, LMCacheError, UnknownBackendError
+from lmcache.errors import KeyFormatError, LMCacheError, UnknownBackendError
 from tests.conftest import new_pool_folder
 from tests.embedded.site import Site, config_of, opened, prompt_of
 from tests.embedded.tiers import DISK, REMOTE, disk, memory, slow
@@ -136,9 +136,16 @@ def test_follows_locations_and_tiers(workers: list[Site], engine: TierEngine, fo
     assert engine.count_leading(prompt_of("ab"), 5.0) == 2
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match=r"LocalDiskBackend: .*is not a directory"):
-        TierEngine([config_of(backends=(disk(tmp_path / "none"),))], "model", RANKS[:1])
+def test_a_folder_that_workers_make_later_is_found_then(tmp_path: pathlib.Path) -> None:
+    config = config_of(backends=(disk(tmp_path / "later"),))
+    engine = TierEngine([config], "model", RANKS[:1])
+    engine.start()
+    assert engine.count_leading(prompt_of("ab"), 1.0) == 0
+    assert not (tmp_path / "later").exists()
+    with opened(new_pool_folder(), config) as site:
+        store([site], "ab")
+        site.wait_until(lambda: engine.count_leading(prompt_of("ab"), 1.0) == 2)
+    engine.close()
 
 
 def test_a_tier_that_is_slow_counts_as_empty() -> None:

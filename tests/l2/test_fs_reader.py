@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from lmcache.core.keys import ObjectKey
-from lmcache.errors import ConfigError, CorruptObjectError
+from lmcache.errors import BackendError, CorruptObjectError
 from lmcache.l2.base import AdapterContext, Source, StoreStatus
 from lmcache.l2.fs.adapter import FSL2Adapter
 from lmcache.l2.fs.config import FSConfig
@@ -88,6 +88,6 @@ def test_it_deletes_on_request(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="is not a directory"):
+    with pytest.raises(BackendError, match="is not a directory"):
         opened(tmp_path / "none", True)
     assert not (tmp_path / "none").exists()

@@ -247,3 +247,17 @@ def test_a_lora_whose_files_are_not_there_is_not_cached(tmp_path: pathlib.Path) 
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(DeclinedError, match=r"no adapter_model"):
         _extras(_request(lora_request=_lora(tmp_path)))
+
+
+def test_rest_of_a_prompt_has_the_extras_of_its_own_tokens_and_may_yet_become_whole() -> None:
+    from lmcache.integration.vllm.chunk_extras import AdapterDigests, ChunkExtras
+
+    request = _request(mm_features=_images(("cat", 10, 30), ("dog", 40, 2), ("cow", 46, 1)))
+    extras = ChunkExtras(request, AdapterDigests())
+    extras.extend(32, CHUNK)
+    by_end = {end: extras.tail(32, end) for end in (33, 41, 47)}
+    assert [len(msgspec.msgpack.decode(extra)) for extra in by_end.values()] == [1, 2, 3]
+    assert extras.tail(32, 33) == by_end[33]
+    extras.extend(len(TOKENS), CHUNK)
+    assert extras.by_chunk == _extras(request)
+    assert ChunkExtras(_request(), AdapterDigests()).tail(0, 7) == b""

@@ -12,7 +12,7 @@ class LookupKeys:
     )
     lookup_timeout_ms: int = setting(whole(1, 600_000), 3000, "Milliseconds after which a lookup is a miss.")
     lookup_server_worker_ids: tuple[int, ...] | None = optional(
-        integers(), "Ranks that answer lookups; null or empty: all, and of MLA models rank 0."
+        integers(), "Ranks that answer lookups; null or empty: all."
     )
     enable_scheduler_bypass_lookup: bool = setting(
         FLAG, False, "The scheduler looks into the L2 tiers itself, without asking workers."

@@ -33,8 +33,7 @@ class LookupClientFactory:
     """For one inference engine of `world_size` ranks. Settings are read whenever something is made; those that only
     bear on single lookups, with every lookup.
 
-    `default_ranks`: who answers lookups where no setting names ranks (None: all); of MLA models those that store
-    for others. `open_tier_engine`: how the scheduler gets an engine of its own; raises ConfigError.
+    `open_tier_engine`: how the scheduler gets an engine of its own; raises ConfigError.
     """
 
     def __init__(
@@ -42,14 +41,12 @@ class LookupClientFactory:
         config: LMCacheEngineConfig,
         address: LookupAddress,
         world_size: int,
-        default_ranks: tuple[int, ...] | None = None,
         open_tier_engine: Callable[[], TierLookups] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._address = address
         self._world_size = world_size
-        self._default_ranks = default_ranks
         self._open_tier_engine = open_tier_engine
         self._clock = clock
 
@@ -108,7 +105,7 @@ class LookupClientFactory:
         """Who answers lookups. Raises ConfigError."""
         ranks = self._config.lookup_server_worker_ids
         if not ranks:
-            return tuple(range(self._world_size)) if self._default_ranks is None else self._default_ranks
+            return tuple(range(self._world_size))
         unknown = sorted(set(ranks) - set(range(self._world_size)))
         if unknown:
             names = ", ".join(map(str, unknown))

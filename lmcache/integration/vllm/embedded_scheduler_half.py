@@ -49,9 +49,7 @@ class SchedulerHalf:
         self._config = config
         self._parallel = parallel
         self._model_name = vllm_config.model_config.model
-        factory = LookupClientFactory(
-            config, address, parallel.world_size, parallel.storing_ranks, self._open_tier_engine
-        )
+        factory = LookupClientFactory(config, address, parallel.world_size, self._open_tier_engine)
         self._lookup = ClientSwitch(factory)
         self._half = EmbeddedHalf(
             config, vllm_config, parallel, SCHEDULER, self._lookup, lambda: self._engine

@@ -41,7 +41,7 @@ class WorkerHalf:
         self._vllm_config = vllm_config
         self._parallel = parallel
         self._tensors: KVTensors | None = None
-        factory = LookupClientFactory(config, address, parallel.world_size, parallel.storing_ranks)
+        factory = LookupClientFactory(config, address, parallel.world_size)
         lookup = ServerSwitch(factory, parallel.rank)
         half = EmbeddedHalf(
             config, vllm_config, parallel, WORKER, lookup, lambda: self.worker.engine, lambda: self._tensors

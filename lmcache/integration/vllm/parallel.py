@@ -48,10 +48,5 @@ class ParallelStrategy:
     def stores_for_others(self) -> bool:
         return self.is_mla and self.stores and self.tensor_size > 1
 
-    @property
-    def storing_ranks(self) -> tuple[int, ...] | None:
-        """Of all ranks, those whose objects are read; None: each reads its own."""
-        return tuple(range(0, self.world_size, self.tensor_size)) if self.is_mla else None
-
     def at(self, rank: int) -> ParallelStrategy:
         return dataclasses.replace(self, rank=rank)

@@ -44,13 +44,7 @@ class CacheFolder:
         self._evictor = LockFile(os.path.join(self._base, _SERVICE, b"evictor.lock"))
         self._own: LockFile | None = None
         self._owner = b""
-        self._device = self._look() if is_reader else self._prepare()
-
-    def _look(self) -> int:
-        """The number of the device it lies on."""
-        if not os.path.isdir(self._base) or not os.access(self._base, os.R_OK | os.X_OK):
-            raise ConfigError(f"base_path {self.base_path} is not a directory that this user can read")
-        return os.stat(self._base).st_dev
+        self._device = None if is_reader else self._prepare()
 
     def _prepare(self) -> int:
         """The number of the device it lies on."""
@@ -90,13 +84,15 @@ class CacheFolder:
 
     def enter(self) -> None:
         """Be one of the folder's servers. Raises BackendError where it is not there, or not the same."""
+        if self._is_reader:  # of a folder that somebody else may yet make
+            if not self.is_in_place():
+                raise BackendError(f"base_path {self.base_path} is not a directory that this user can read")
+            return
         try:
             status = os.stat(self._base)
             if not stat.S_ISDIR(status.st_mode) or status.st_dev != self._device:
                 # Most likely a mount that was lost: what lies there now is not ours to fill.
                 raise BackendError(f"{self.base_path} is not the folder it was when the server started")
-            if self._is_reader:
-                return
             self._make_folders()
             self._own = self._lock_a_name()
             self._evictor.try_acquire()
@@ -125,7 +121,7 @@ class CacheFolder:
         """Whether the folder is still the one that was entered."""
         try:
             if self._is_reader:
-                return os.path.isdir(self._base)
+                return os.path.isdir(self._base) and os.access(self._base, os.R_OK | os.X_OK)
             return self._own is not None and self._own.is_in_place() and os.path.isdir(self._temporaries)
         except OSError:
             return False
