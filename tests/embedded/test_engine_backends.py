@@ -120,6 +120,26 @@ def test_another_order_of_eviction_knows_what_is_held(pool_folder: pathlib.Path)
         assert [site.lookup(name, "other") for name in "abcde"] == [1, 0, 1, 1, 1]
 
 
+def test_another_order_of_eviction_of_a_tier_knows_what_it_holds(
+    pool_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def evicting(policy: str) -> tuple[Backend, ...]:
+        return (backend(DISK, type="fs", base_path=str(tmp_path), eviction={"eviction_policy": policy}),)
+
+    with opened(pool_folder, config_of(backends=evicting("LRU"))) as site:
+        site.store("abc")
+        site.wait_until_stored()
+        site.engine.follow(dataclasses.replace(site.engine.config, backends=evicting("FIFO")))
+        assert adapter_of(site, DISK).eviction_policy == "FIFO"
+        site.wait_until(lambda: held_by(site, DISK) == "abc")
+        assert adapter_of(site, DISK).evict(1, 1)[0] == 1
+
+
+def test_locations_that_are_nowhere_are_told(pool_folder: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(pool_folder, config_of(store_location="RemoteBackend-s3", retrieve_locations=(L1_BACKEND,))):
+        assert "name RemoteBackend-s3; there are: LocalCPUBackend" in caplog.text
+
+
 def test_times_are_followed(pool_folder: pathlib.Path, clock: FakeClock) -> None:
     with opened(pool_folder, config_of(lock_ttl_s=60.0, lock_check_interval_s=30.0), clock=clock) as site:
         config = site.engine.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,8 +12,12 @@ pytest.importorskip("vllm")
 
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import EngineSpec, embedded_connector
+from tests.internal_api.serving import free_port
 from tests.vllm_shared.driver import spec_of
 from tests.vllm_v1.driver import EmbeddedDriver
+
+if TYPE_CHECKING:
+    from tests.vllm_v1.operators import Operated
 
 # Small pools: several engines live at the same time.
 POOL_GB = 0.125
@@ -61,3 +65,27 @@ def small_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
     """Room for 24 blocks, and decode-phase saves."""
     options = {"num_gpu_blocks_override": 25, "max_model_len": 2048}
     yield from running(spec_of(model_folder, v1_connector(save_decode_cache=True), options=options))
+
+
+@pytest.fixture(scope="session")
+def operated_engine(
+    model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operated]:
+    """With events, a disk tier, and the internal API of both halves."""
+    from tests.vllm_v1.operators import Operated, apis
+
+    port, disk = free_port(), tmp_path_factory.mktemp("operated") / "disk"
+    events = {"enable_kv_cache_events": True, "publisher": "null"}
+    connector = v1_connector(
+        local_disk=str(disk), max_local_disk_size=1.0, enable_kv_events=True, internal_api_server_enabled=True,
+        internal_api_server_port_start=port,
+    )  # fmt: skip
+    for engine in running(spec_of(model_folder, connector, options={"kv_events_config": events})):
+        with apis(port) as (scheduler, worker):
+            yield Operated(engine, scheduler, worker, disk)
+
+
+@pytest.fixture
+def operated(operated_engine: Operated) -> Iterator[Operated]:
+    with operated_engine.as_before():
+        yield operated_engine

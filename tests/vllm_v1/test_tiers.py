@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from lmcache.testing.vllm_engine import EngineProcess
 from tests.vllm_shared.driver import spec_of
 from tests.vllm_shared.prompts import prompt_of, same
-from tests.vllm_v1.conftest import running, v1_connector
+from tests.vllm_v1.conftest import v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
+from tests.vllm_v1.tiers import num_files, on_disk, opened, wait_until, wait_until_stored
 
-_SETTLE_S = 20.0
 PROMPT = prompt_of(1100, seed=60)
 NUM_CHUNKS = 4
-
-
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _SETTLE_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"not in {_SETTLE_S:g} s: {what}"
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def opened(folder: pathlib.Path, connector: dict[str, Any], **more: Any) -> Iterator[EmbeddedDriver]:
-    with contextlib.contextmanager(running)(spec_of(folder, connector, **more)) as engine:
-        yield engine
-
-
-def on_disk(folder: pathlib.Path, **more: Any) -> dict[str, Any]:
-    return v1_connector(local_disk=str(folder), max_local_disk_size=1.0, **more)
-
-
-def wait_until_stored(engine: EmbeddedDriver) -> None:
-    source = "stores = worker.engine.storage.stores; result = stores.num_pending + stores.num_inflight"
-    wait_until(lambda: engine.run(source) == 0, "what was computed is stored on disk")
-
-
-def num_files(folder: pathlib.Path) -> int:
-    return sum(path.is_file() and path.stat().st_size > 100_000 for path in folder.rglob("*"))
 
 
 def test_hit_from_disk_after_a_restart(model_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
