@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # How long a switch waits for what is being written at that moment.
 _SETTLE_S = 5.0
+# How long a change waits for a new tier, so that whoever made it can use it. One that takes longer goes on opening.
+_OPEN_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,7 @@ class BackendSet:
         for name, tier in self.tiers():
             if tier.index == index:
                 self._on_open(name, tier)
+                tier.wait_until_open(_OPEN_PATIENCE_S)
 
     def _close(self, entry: _Open) -> None:
         self._open.remove(entry)

@@ -65,6 +65,8 @@ def load_fs_chunks(
 
 def _folders_of(config_path: str) -> list[L2AdapterSpec]:
     """The remote tiers that are folders. Only the file counts: it describes another engine. Raises ConfigError."""
+    if not config_path:
+        raise ConfigError("config_path is empty: name a configuration file on this host")
     config, _ = load_engine_config({}, {}, config_path)
     specs = [parse_adapter_object(dict(tier.adapter), tier.name) for tier in remote_tiers(config)]
     folders = [spec for spec in specs if spec.type in ("fs", "fs_native")]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _GRACE_S = 3
@@ -23,7 +24,7 @@ class HTTPServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, logs_access: bool, certfile: str | None, keyfile: str | None) -> None:
         super().__init__(
             uvicorn.Config(
-                app, http="httptools" if logs_access else _SilentProtocol, ws="none", lifespan="on", log_config=None,
+                _CutOff(app), http="httptools" if logs_access else _SilentProtocol, ws="none", lifespan="on", log_config=None,
                 timeout_graceful_shutdown=_GRACE_S, ssl_certfile=certfile, ssl_keyfile=keyfile,
                 proxy_headers=False,  # a caller is the peer of its socket, whatever it writes
             )
@@ -53,6 +54,29 @@ class HTTPServer(uvicorn.Server):
             transport: asyncio.Transport | None = getattr(connection, "transport", None)
             if transport is not None and (transport.is_closing() or not only_closing):
                 transport.abort()
+
+
+class _CutOff:
+    """ASGI, around everything else: a call that the end of the server cuts off is answered so, without a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def seen(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, seen)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if not has_begun:
+                await JSONResponse({"error": "the server is stopping"}, 503)(scope, receive, send)
 
 
 class _SilentProtocol(HttpToolsProtocol):

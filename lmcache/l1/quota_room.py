@@ -20,8 +20,10 @@ class QuotaRoom:
     def __init__(self, state: L1State, quotas: QuotaManager) -> None:
         self._state = state
         self._quotas = quotas
-        # Tenants that were beyond their limit when last looked at; they are asked again before use.
+        # Tenants that were beyond their limit when last looked at, by the limits of that revision; they are asked
+        # again before use.
         self._beyond: dict[str, None] = {}
+        self._revision = quotas.revision
 
     def victim(self) -> int | None:
         """The slot to evict first, whoever needs the room."""
@@ -54,12 +56,15 @@ class QuotaRoom:
         """Every tenant that holds more than its limit now."""
         if not self._state.policy.is_per_tenant:
             return []
+        self._revision = self._quotas.revision
         self._beyond = dict.fromkeys(self._quotas.excess(self._state.usage_bytes))
         self._state.grown.clear()
         return list(self._beyond)
 
     def _victim_beyond_limits(self) -> int | None:
         """The oldest slot of a tenant beyond its limit. Those who are not any more are forgotten."""
+        if self._quotas.revision != self._revision:
+            self.tenants_beyond()
         self._beyond.update(self._state.grown)
         self._state.grown.clear()
         within: list[str] = []

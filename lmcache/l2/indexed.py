@@ -11,6 +11,7 @@ import abc
 import base64
 import binascii
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _TOKEN_PREFIX = b"row:"
 _REMOVE_BATCH = 1000
+# A backend that is full refuses object after object, for one cause.
+_TELL_FULL_AGAIN_S = 60.0
 
 
 class IndexedL2Adapter(L2Adapter):
@@ -41,6 +44,7 @@ class IndexedL2Adapter(L2Adapter):
         policy = make_policy(context.eviction.eviction_policy if context.eviction else "LRU")
         self.index = ObjectIndex(policy, capacity_bytes, context.lease_ttl_s, context.clock)
         self._policy_name = policy.name
+        self._told_full_s = -math.inf
 
     # The backend
 
@@ -72,6 +76,12 @@ class IndexedL2Adapter(L2Adapter):
         """Stored bytes of each key on a shared backend, -1 where it is absent. Raises BackendError."""
         return [-1] * len(keys)
 
+    def _tell_full(self, error: BackendFullError) -> None:
+        now_s = self.context.clock()
+        if now_s - self._told_full_s >= _TELL_FULL_AGAIN_S:
+            self._told_full_s = now_s
+            logger.warning("%s: no room, objects are not stored: %s", self.class_name, error)
+
     # The contract
 
     def store(self, key: ObjectKey, source: Source) -> StoreStatus:
@@ -85,7 +95,7 @@ class IndexedL2Adapter(L2Adapter):
         try:
             status, stored_bytes = self._store_claimed(key, source)
         except BackendFullError as error:
-            logger.warning("%s: no room for an object: %s", self.class_name, error)
+            self._tell_full(error)
             status, stored_bytes = StoreStatus.NO_ROOM, 0
         except BaseException:
             self.index.abort(key)

@@ -35,6 +35,7 @@ class QuotaManager:
         self._table_mutex = threading.Lock()
         self._change_mutex = threading.Lock()
         self._limits: dict[str, int] = read_quotas(path) if path is not None else {}
+        self._revision = 0
 
     def set(self, cache_salt: str, limit_bytes: int) -> None:
         """Give a tenant a quota, or change the one it has. Raises ConfigError, KeyFormatError,
@@ -62,6 +63,12 @@ class QuotaManager:
         with self._table_mutex:
             return dict(self._limits)
 
+    @property
+    def revision(self) -> int:
+        """Another number after every change."""
+        with self._table_mutex:
+            return self._revision
+
     def limit_bytes(self, cache_salt: str) -> int:
         """What a tenant may hold, with or without a quota of its own."""
         with self._table_mutex:
@@ -86,6 +93,7 @@ class QuotaManager:
             write_quotas(self.path, limits)
         with self._table_mutex:
             self._limits = limits
+            self._revision += 1
 
 
 def bytes_of_gb(limit_gb: float) -> int:

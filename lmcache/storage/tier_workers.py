@@ -104,7 +104,8 @@ class TierWorkers:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline_s - time.monotonic()))
-        with self._work:
+        with self._work:  # who came in before `stop` may still be there
+            self._work.wait_for(lambda: not self._num_calls, max(0.0, deadline_s - time.monotonic()))
             return not self.has_stuck_threads and not self._num_calls
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from tests.cli.running_standalone import RunningStandalone
 from tests.conftest import child_env
+from tests.engine.tiered import wait_until
 
 Start = Callable[..., RunningStandalone]
 SMALL = ("--layers", "2", "--blocks", "64", "--heads", "1", "--head-size", "16")
@@ -125,6 +127,52 @@ def test_metrics_read_the_engine(engine: RunningStandalone) -> None:
     found = [line for line in lines if "local_cpu_hot_cache_count{" in line]
     assert len(found) == 1
     assert found[0].endswith(" 2.0"), found
+
+
+def test_metrics_count_what_the_tiers_do(start: Start, tmp_path: pathlib.Path) -> None:
+    """By both sets of names."""
+    extra = json.dumps({"fs_base_path": str(tmp_path)})
+    running = start(LMCACHE_REMOTE_STORAGE_PLUGINS="fs", LMCACHE_EXTRA_CONFIG=extra)
+    running.store("0,512")
+
+    def found(name: str) -> list[str]:
+        lines = running.http.get("/metrics").text.splitlines()
+        return [line.rpartition(" ")[2] for line in lines if line.startswith(name)]
+
+    running.ask("DELETE", "/cache/clear", params={"locations": L1})
+    assert running.retrieve("0,512") == 512
+    wait_until(lambda: found("lmcache:num_remote_write_requests_total{") == ["2.0"])
+    wait_until(lambda: found("lmcache:num_remote_read_requests_total{") == ["2.0"])
+    assert found("lmcache_mp_l2_"), "as a server shows its tiers"
+
+
+def test_slots_of_stores_and_retrieves_are_logged_on_demand(start: Start) -> None:
+    running = start()
+    running.store("0,256")
+    running.ask("POST", "/cache/kvcache/record_slot", params={"enabled": "true"})
+    running.store("0,512")
+    running.retrieve("0,600")
+    running.ask("POST", "/cache/kvcache/record_slot", params={"enabled": "false"})
+    running.store("0,256")
+    lines = [line.partition("[KVCache Check] ")[2] for line in running.errors().splitlines() if "[KVCache" in line]
+    assert lines == [
+        "Store request cache_api_store, tokens=512, slot_mapping: [[0,511]]",
+        "Retrieve request cache_api_retrieve, tokens=512, slot_mapping: [[0,511]]",
+    ]
+
+
+def test_the_garbage_collector_follows_its_setting(engine: RunningStandalone) -> None:
+    script = {"script": ("gc.py", b"import gc\nresult = str(gc.isenabled())", "text/x-python")}
+
+    def is_running() -> str:
+        return engine.http.post("/run_script", files=script).text
+
+    engine.ask("POST", "/conf", json={"script_allowed_imports": ["gc"]})
+    before = is_running()
+    engine.ask("POST", "/conf", json={"py_enable_gc": False})
+    during = is_running()
+    engine.ask("POST", "/conf", json={"py_enable_gc": True, "script_allowed_imports": None})
+    assert (before, during) == ("True", "False")
 
 
 def test_settings_change_over_http(engine: RunningStandalone) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -101,6 +102,33 @@ def test_yaml_has_lists_objects_and_nothing(write_file: WriteFile) -> None:
 def test_files_that_hold_no_settings_are_refused(write_file: WriteFile, content: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load_engine_config({}, config_file=write_file(content))
+
+
+_BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(_BOMB + "extra_config: {x: *i}", "more than 100000 values"), (_BOMB + "local_disk: *i", "more than 100000"),
+     ("extra_config: &a {x: *a}", "more than 100000 values"), ("# " + "x" * (256 << 10), "larger than 262144 bytes")],
+    ids=["object", "text", "circle", "size"],
+)  # fmt: skip
+def test_files_that_would_take_all_memory_are_refused(write_file: WriteFile, content: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_engine_config({}, config_file=write_file(content))
+
+
+def test_only_regular_files_are_read(tmp_path: pathlib.Path) -> None:
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero", "/dev/null"):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read: it is not a regular file"):
+            load_engine_config({}, config_file=path)
+    for path in (str(tmp_path), "a\0b"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_engine_config({}, config_file=path)
 
 
 def test_what_a_broken_file_holds_is_not_repeated(write_file: WriteFile) -> None:

@@ -132,6 +132,30 @@ def test_an_adapter_is_not_closed_under_an_operators_call(make_tier: MakeTier) -
         tier.call(lambda own: own.usage())
 
 
+def test_an_operators_call_that_slips_in_before_the_end_is_waited_for(make_tier: MakeTier) -> None:
+    """It came after the tier was found idle. Left open, the adapter would keep its files and locks for good."""
+    tier, adapter = make_tier()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def work(_: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    calling = threading.Thread(target=lambda: tier.call(work))
+    stop = tier._workers.stop
+
+    def slip_in() -> None:
+        calling.start()
+        assert entered.wait(10)
+        stop()
+        threading.Timer(0.1, go_on.set).start()
+
+    tier._workers.stop = slip_in  # type: ignore[method-assign]
+    tier.close(10.0)
+    calling.join(10)
+    assert adapter.is_closed
+
+
 def test_a_removed_adapter_that_still_writes_to_the_pool_is_not_forgotten(open_site: OpenSite) -> None:
     """Else the lock on the pool would be let go, and its slots be given to others."""
     site = open_site(MEMORY, MEMORY)

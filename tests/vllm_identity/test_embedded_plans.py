@@ -25,7 +25,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing vLLM warns
     from lmcache.integration.vllm.embedded_loads import plan_parts
     from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads
-    from lmcache.integration.vllm.slot_log import slots_line
 from lmcache.storage.breaker import BreakerConfig
 
 
@@ -49,12 +48,6 @@ def test_part_of_a_chunk_that_is_not_whole_tells_how_many_blocks_it_has() -> Non
     whole, unfull = plan_parts(prompt, 4, 1, range(100, 106))
     assert (whole.first_block, whole.block_ids, whole.chunk_blocks) == (1, (101, 102, 103), 0)
     assert (unfull.first_block, unfull.block_ids, unfull.chunk_blocks) == (0, (104, 105), 3)
-
-
-def test_slots_are_logged_as_operators_write_them() -> None:
-    line = slots_line("Retrieve", "request-1", (7, 3, 4), 4, 10)
-    assert line == "[KVCache Check] Retrieve request request-1, tokens=10, slot_mapping: [[28,31],[12,17]]"
-    assert slots_line("Store", "r", (2,), 4, 2).endswith("tokens=2, slot_mapping: [8,9]")
 
 
 @dataclass

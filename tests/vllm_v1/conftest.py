@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,7 @@ from lmcache.testing.vllm_spec import EngineSpec, embedded_connector
 from tests.internal_api.serving import free_port
 from tests.vllm_shared.driver import spec_of
 from tests.vllm_v1.driver import EmbeddedDriver
-
-if TYPE_CHECKING:
-    from tests.vllm_v1.operators import Operated
+from tests.vllm_v1.operators import Operated, apis
 
 # Small pools: several engines live at the same time.
 POOL_GB = 0.125
@@ -43,6 +42,16 @@ def running(spec: EngineSpec) -> Iterator[EmbeddedDriver]:
     finally:
         process.close()
     assert folder is None or not pathlib.Path(folder).exists()
+
+
+def on_disk(folder: pathlib.Path, **settings: Any) -> dict[str, Any]:
+    return v1_connector(local_disk=str(folder), max_local_disk_size=1.0, **settings)
+
+
+@contextlib.contextmanager
+def opened(folder: pathlib.Path, connector: dict[str, Any], **more: Any) -> Iterator[EmbeddedDriver]:
+    with contextlib.contextmanager(running)(spec_of(folder, connector, **more)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +81,11 @@ def operated_engine(
     model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operated]:
     """With events, a disk tier, and the internal API of both halves."""
-    from tests.vllm_v1.operators import Operated, apis
-
     port, disk = free_port(), tmp_path_factory.mktemp("operated") / "disk"
     events = {"enable_kv_cache_events": True, "publisher": "null"}
-    connector = v1_connector(
-        local_disk=str(disk), max_local_disk_size=1.0, enable_kv_events=True, internal_api_server_enabled=True,
-        internal_api_server_port_start=port,
-    )  # fmt: skip
+    connector = on_disk(
+        disk, enable_kv_events=True, internal_api_server_enabled=True, internal_api_server_port_start=port
+    )
     for engine in running(spec_of(model_folder, connector, options={"kv_events_config": events})):
         with apis(port) as (scheduler, worker):
             yield Operated(engine, scheduler, worker, disk)

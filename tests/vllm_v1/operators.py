@@ -14,6 +14,20 @@ from tests.vllm_v1.driver import EmbeddedDriver
 from tests.vllm_v1.tiers import object_files, wait_until_stored
 
 _TIMEOUT_S = 60.0
+# What vLLM's scheduler would publish.
+_LISTEN = """
+engine.told = []
+take = scheduler.connector.take_events
+def spy():
+    events = list(take())
+    engine.told += events
+    return events
+scheduler.connector.take_events = spy
+"""
+_TOLD = """
+del scheduler.connector.take_events
+result = [list(event.token_ids) for event in engine.told]
+"""
 
 
 class Api:
@@ -110,6 +124,16 @@ class Operated:
 
     def num_in_l1(self) -> int:
         return len(self.l1_order()[0])
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[list[list[int]]]:
+        """Tokens of the chunks that KV events told of meanwhile; known at the end."""
+        found: list[list[int]] = []
+        self.engine.run(_LISTEN)
+        try:
+            yield found
+        finally:
+            found += self.engine.run(_TOLD)
 
     def leave_disk_only(self) -> None:
         """What is held is held by the disk tier alone."""

@@ -9,9 +9,9 @@ import time
 from lmcache.testing.vllm_engine import EngineProcess
 from tests.vllm_shared.driver import spec_of
 from tests.vllm_shared.prompts import prompt_of, same
-from tests.vllm_v1.conftest import v1_connector
+from tests.vllm_v1.conftest import on_disk, opened, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
-from tests.vllm_v1.tiers import num_files, on_disk, opened, wait_until, wait_until_stored
+from tests.vllm_v1.tiers import num_files, wait_until, wait_until_stored
 
 PROMPT = prompt_of(1100, seed=60)
 NUM_CHUNKS = 4

@@ -5,7 +5,8 @@ Each source becomes values by canonical key, unconverted, with a line for every 
 
 from __future__ import annotations
 
-import pathlib
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ CONNECTOR_PREFIX = "lmcache."
 _MP_PREFIX = "lmcache.mp."
 # So near to a key of ours that a variable is a slip of the pen; other parts have variables of their own.
 _NEAR_VARIABLE = 0.9
+# Far more than any configuration has. The path may come with a call, and name whatever there is on this host.
+_FILE_BYTES_MAX = 256 << 10
+_VALUES_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +45,44 @@ class Source:
 def read_file(path: str) -> Source:
     """A YAML file of keys and values. Raises ConfigError where it cannot be read."""
     try:
-        found = yaml.safe_load(pathlib.Path(path).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror or error}") from error
+        found = yaml.safe_load(_read_bytes(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration file {path} is not valid YAML: {_complaint(error)}") from error
     if found is None:
         found = {}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ConfigError(f"the configuration file {path} must hold keys and values, such as `chunk_size: 256`")
+    if _has_too_many_values(found):
+        raise ConfigError(f"the configuration file {path} holds more than {_VALUES_MAX} values (aliases count each time)")
     return _sort({name: Given(value, f"{name} in {path}") for name, value in found.items()})
+
+
+def _read_bytes(path: str) -> bytes:
+    """Never waits, as pipes and devices would make it. Raises ConfigError."""
+    try:
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"the configuration file {path} cannot be read: it is not a regular file")
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path that no file can have
+        raise ConfigError(f"the configuration file {path!r} cannot be read: {error}") from error
+    if len(content) > _FILE_BYTES_MAX:
+        raise ConfigError(f"the configuration file {path} is larger than {_FILE_BYTES_MAX} bytes")
+    return content
+
+
+def _has_too_many_values(found: object) -> bool:
+    """Every value counts as often as it would be written out: a few aliases can stand for billions, or for
+    themselves."""
+    num_values, waiting = 0, [found]
+    while waiting and num_values <= _VALUES_MAX:
+        value = waiting.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        num_values += 1 + len(inner)
+        waiting += inner
+    return num_values > _VALUES_MAX
 
 
 def read_environment(environ: Mapping[str, str]) -> Source:

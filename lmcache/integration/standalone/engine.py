@@ -11,6 +11,7 @@ from lmcache.config.engine.views import internal_api_settings
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.config import Rank
 from lmcache.embedded.engine import EmbeddedEngine
+from lmcache.embedded.gc_switch import GCSwitch
 from lmcache.embedded.jobs import Prompt
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.embedded.lookup.switch import ServerSwitch
@@ -21,7 +22,7 @@ from lmcache.embedded.pool import private_folder, sweep_private_pools
 from lmcache.errors import ConfigError
 from lmcache.integration.standalone.paged import PagedCache
 from lmcache.integration.standalone.settings import StandaloneSettings
-from lmcache.integration.vllm.embedded_settings import embedded_config, lookup_address
+from lmcache.integration.vllm.embedded_settings import FOLLOWED_KEYS, embedded_config, lookup_address
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.v1.internal_api_server.internal_api import InternalAPI
 
@@ -55,17 +56,21 @@ class Standalone:
             CpuCopier([self.pages.pages]),
             private_folder(),
             loads_mock_into_pages=True,
+            meter=self._metrics,
         )
+        self._metrics.registry.attach(self.engine.metrics)
         watch_engine(self._metrics, lambda: self.engine)
         watch_threads(self._metrics, self.engine.threads)
         self._api = InternalAPI(self._manager(), API_INDEX)
+        self._gc: GCSwitch | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """When it returns, the API answers. Raises LMCacheError; then there is nothing to close."""
         try:
             self.engine.start()
-            self._unsubscribe = self.config.subscribe(None, self._follow)
+            self._gc = GCSwitch(self.config)
+            self._unsubscribe = self.config.subscribe(FOLLOWED_KEYS, self._follow)
             self._lookup.serve(_Target(self.engine, self.pages.layout))
             self._api.start()
         except BaseException:
@@ -75,6 +80,8 @@ class Standalone:
     def close(self) -> None:
         """Idempotent."""
         self._unsubscribe()
+        if self._gc is not None:
+            self._gc.close()
         self._api.stop()
         self._lookup.shut_down()
         self.engine.close()

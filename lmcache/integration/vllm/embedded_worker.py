@@ -17,12 +17,12 @@ from lmcache.embedded.layer_loads import LayerLoadThread
 from lmcache.embedded.lookup.switch import ServerSwitch
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.pool import private_folder, sweep_private_pools
+from lmcache.embedded.slot_log import slots_line, slots_of_blocks
 from lmcache.errors import DeclinedError, PoolError
 from lmcache.integration.vllm.embedded_layers import LayerwiseStep, layer_numbers
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.kv_events import MEDIUM
 from lmcache.integration.vllm.parallel import ParallelStrategy
-from lmcache.integration.vllm.slot_log import slots_line
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
@@ -256,8 +256,8 @@ class EmbeddedWorker:
     def _log_slots(self, verb: str, request_id: str, block_ids: Sequence[int], num_tokens: int) -> None:
         if self.engine is None or not self._logs_slots():
             return
-        block_size = self.engine.rank.layout.block_size
-        logger.info("%s", slots_line(verb, request_id, block_ids, block_size, num_tokens))
+        slots = slots_of_blocks(block_ids, self.engine.rank.layout.block_size, num_tokens)
+        logger.info("%s", slots_line(verb, request_id, num_tokens, slots))
 
     @property
     def num_bad_blocks(self) -> int:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from lmcache.embedded.operations import CacheOperations
+from lmcache.embedded.slot_log import slots_line
 from lmcache.v1.internal_api_server.vllm.adapter_calls import (
     ENGINE_ANSWERS,
     NO_ENGINE,
+    adapter_of,
     answer,
     answer_after,
     described,
     find_engine,
     refusal,
 )
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["cache"])
 
@@ -50,6 +55,7 @@ async def store(request: Request, tokens_mock: TokensMock = None) -> Response:
 
     def body(engine: CacheOperations, tokens: range) -> dict[str, object]:
         engine.store_mock(tokens)
+        _log_slots(request, "store", len(tokens))
         return {"num_tokens": len(tokens)}
 
     return await _with_tokens(request, tokens_mock, "store", body)
@@ -60,7 +66,9 @@ async def retrieve(request: Request, tokens_mock: TokensMock = None) -> Response
     """`num_retrieved`: the leading tokens that were found and loaded. Pages of running requests are never written."""
 
     def body(engine: CacheOperations, tokens: range) -> dict[str, object]:
-        return {"num_tokens": len(tokens), "num_retrieved": engine.retrieve_mock(tokens)}
+        num_retrieved = engine.retrieve_mock(tokens)
+        _log_slots(request, "retrieve", num_retrieved)
+        return {"num_tokens": len(tokens), "num_retrieved": num_retrieved}
 
     return await _with_tokens(request, tokens_mock, "retrieve", body)
 
@@ -85,6 +93,12 @@ async def _with_tokens(
         return {"exception_type": type(error).__name__}
 
     return await answer_after(request, f"cache {verb}", work, f"Failed to {verb} cache", describe)
+
+
+def _log_slots(request: Request, verb: str, num_tokens: int) -> None:
+    """As for requests, under a name that stands for these calls."""
+    if adapter_of(request).logs_slots:
+        logger.info("%s", slots_line(verb.capitalize(), f"cache_api_{verb}", num_tokens, range(num_tokens)))
 
 
 def _parse(given: str) -> range:
