@@ -16,7 +16,7 @@ from lmcache.embedded.config import Backend, EmbeddedConfig
 from lmcache.embedded.routing import L1_BACKEND, Routing
 from lmcache.errors import ConfigError, LMCacheError, UnknownBackendError
 from lmcache.storage.manager import StorageManager
-from lmcache.storage.tier import Tier
+from lmcache.storage.tier import Tier, TierConfig
 
 logger = logging.getLogger(__name__)
 
@@ -174,11 +174,13 @@ class BackendSet:
             self._exchange(entries, wanted)
             return self.classes((name,))
 
-    def follow(self, backends: tuple[Backend, ...]) -> None:
+    def follow(self, config: EmbeddedConfig) -> None:
         """Apply what a changed configuration asks for otherwise than the one before; what cannot be made is told,
         and what runs goes on. What an operator closed stays closed, unless it is asked for otherwise now."""
         with self.changing:
+            backends = config.backends
             before, self._wanted = self._wanted, backends
+            self._storage.tier_config = TierConfig(breaker=config.breaker)
             gone = [backend for backend in before if backend not in backends]
             new = [backend for backend in backends if backend not in before]
             for name in dict.fromkeys(backend.name for backend in (*gone, *new)):

@@ -50,6 +50,8 @@ _RANK_UID, _MOCK_UID, _FILES_UID = SERVER_UID + 1, SERVER_UID + 2, SERVER_UID + 
 # Digests are chained from a root, so L1 need not keep roots apart, as the tiers do not: another root's digest is
 # another digest. What came from files, of which nobody says the root, is found all the same.
 _ANY_ROOT = bytes(32)
+# Of the pool, one load fetches at once: prefetches share a half of it, and lookups hold a half at most.
+_FETCH_SHARE = 4
 
 
 class EmbeddedEngine(EngineOperations):
@@ -70,6 +72,7 @@ class EmbeddedEngine(EngineOperations):
     ) -> None:
         """Raises DeclinedError, ConfigError, PoolError, NoRoomError."""
         self.rank = rank
+        self._clock = clock
         self.chunk_bytes = rank.layout.chunk_bytes(config.chunk_size)
         self.metrics = MetricRegistry()
         self._meter = meter or EmbeddedMetrics.unshown()
@@ -196,7 +199,7 @@ class EmbeddedEngine(EngineOperations):
     def retrieve(self, job: RetrieveJob) -> str:
         """Copy found chunks into the pages: empty, or why these pages must not be trusted. Ends its lookup.
 
-        What L1 does not have is fetched first, all of it at once, within `blocking_timeout_s`.
+        What L1 does not have is fetched first, as much at once as the pool has room for, within `blocking_timeout_s`.
         """
         try:
             return self._retrieve(job.parts, job.cache_salt, self._transfers)
@@ -204,17 +207,24 @@ class EmbeddedEngine(EngineOperations):
             self.release((job.lookup_id,))
 
     def _retrieve(self, parts: Sequence[RetrievePart], cache_salt: str, transfers: PageTransfers) -> str:
-        key = self._key(cache_salt)
-        held = self._bring_up(key, parts)
-        try:
-            return transfers.retrieve(key, parts, self._backends.routing.retains)
-        finally:
-            self.l1.unlock(held)
+        key, failure = self._key(cache_salt), ""
+        ends_s = self._clock() + self.config.blocking_timeout_s
+        num_at_once = max(1, self.pool.pool_bytes // (_FETCH_SHARE * self.chunk_bytes))
+        for start in range(0, len(parts), num_at_once):
+            some = parts[start : start + num_at_once]
+            held = self._bring_up(key, some, ends_s - self._clock())
+            try:
+                failure = transfers.retrieve(key, some, self._backends.routing.retains)
+            finally:
+                self.l1.unlock(held)
+            if failure:
+                break
+        return failure
 
     def begin_retrieve(self, job: RetrieveJob) -> LayerLoad:
         """As `retrieve`, layer by layer. The end of the load ends its lookup."""
         key = self._key(job.cache_salt)
-        held = self._bring_up(key, job.parts)
+        held = self._bring_up(key, job.parts, self.config.blocking_timeout_s)
         try:
             return self._transfers.begin_retrieve(
                 key, job, self._backends.routing.retains, lambda: self.release((job.lookup_id,))
@@ -222,11 +232,10 @@ class EmbeddedEngine(EngineOperations):
         finally:
             self.l1.unlock(held)  # the load has locked them itself
 
-    def _bring_up(self, key: NamespaceKey, parts: Sequence[RetrievePart]) -> list[Place]:
+    def _bring_up(self, key: NamespaceKey, parts: Sequence[RetrievePart], wait_s: float) -> list[Place]:
         """Locked places of what had to be fetched, and of what came before it, or nothing."""
-        digests, group = [part.digest for part in parts], self.rank.rank_group
+        digests, group = list(dict.fromkeys(part.digest for part in parts)), self.rank.rank_group
         num_held = len(self.l1.lookup(key, [group], digests, None)[0])
-        wait_s = self.config.blocking_timeout_s
         if num_held == len(digests) or wait_s <= 0 or not self._fetcher.is_promising(key, digests[num_held]):
             return []
         routing = self._backends.routing

@@ -103,7 +103,7 @@ class EngineOperations(BackendOperations):
             if changed.pop("keeps_l1", None) is not None:
                 self.set_hot_cache(config.keeps_l1)
             self._backends.change(**changed)
-            self._backends.follow(config.backends)
+            self._backends.follow(config)
 
     def _set_policy(self, name: str) -> None:
         try:

@@ -76,7 +76,9 @@ class LayerLoads:
 
     def end(self, is_wanted: bool = True) -> list[str]:
         """For each load, empty or why its pages must not be trusted. `is_wanted` False: all of them."""
-        is_whole = is_wanted and self.wait(self._num_layers - 1)
+        with self._changed:  # whoever was told that a layer is not there went on without it, even if it came after all
+            is_given_up = self._is_cancelled
+        is_whole = is_wanted and not is_given_up and self.wait(self._num_layers - 1)
         with self._changed:
             self._is_cancelled = True
             self._changed.wait_for(lambda: self._is_over)

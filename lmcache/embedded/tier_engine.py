@@ -125,7 +125,7 @@ class TierEngine(BackendOperations):
             changed = routing_of(self.config)
             del changed["keeps_l1"]
             self._backends.change(**changed)
-            self._backends.follow(self.config.backends)
+            self._backends.follow(self.config)
 
     def store_mock(self, token_ids: Sequence[int]) -> int:
         self._refuse()

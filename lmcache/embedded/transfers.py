@@ -149,6 +149,8 @@ class PageTransfers:
         held = self._l1.describe(place)
         expected = self._bytes_of(part.chunk_blocks) or self._chunk_bytes
         if held is None or held.length != expected:
+            # Nobody could ever load it, and while it is there nobody stores it anew.
+            self._l1.let_go([place])
             self._l1.unlock([place])
             return "its place does not fit this engine"
         return HeldPart(part, place, self._slot(held.offset, held.length))

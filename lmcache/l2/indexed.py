@@ -129,6 +129,8 @@ class IndexedL2Adapter(L2Adapter):
         return True
 
     def lookup(self, keys: Sequence[ObjectKey]) -> list[bool]:
+        if self.context.is_reader and self.is_shared:
+            self._forget_gone([key for key in keys if self.index.contains(key)])
         found = self.index.lease(keys)
         if not self.is_shared or all(found):
             return found
@@ -141,6 +143,12 @@ class IndexedL2Adapter(L2Adapter):
         for position, is_held in zip(unknown, self.index.lease([keys[position] for position in unknown]), strict=True):
             found[position] = is_held
         return found
+
+    def _forget_gone(self, keys: Sequence[ObjectKey]) -> None:
+        """A reader evicts nothing, and may load nothing that would show: what it has seen may be gone."""
+        for key, size in zip(keys, self._probe(keys) if keys else (), strict=True):
+            if size < 0:
+                self._forget(key)
 
     def _adopt(self, keys: Sequence[ObjectKey]) -> None:
         """Take up what others stored under these keys."""

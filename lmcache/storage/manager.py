@@ -66,6 +66,8 @@ class StorageManager:
     ) -> None:
         """Makes the adapters and opens none. Raises ConfigError."""
         self.config = config
+        # Of adapters that are put to use from now on; may be replaced at any time.
+        self.tier_config = config.tier
         self._boot_id = boot_id
         self._clock = clock
         self._mutex = threading.Lock()
@@ -176,9 +178,10 @@ class StorageManager:
         return self._register(spec, self._make(spec), route)
 
     def _make(self, spec: L2AdapterSpec) -> L2Adapter:
+        is_reader = self.config.is_reader  # whose end removes nothing, whatever those who write there do at theirs
         context = AdapterContext(
-            spec.type, spec.eviction, spec.persist_enabled, boot_id=self._boot_id, clock=self._clock,
-            is_reader=self.config.is_reader,
+            spec.type, spec.eviction, spec.persist_enabled or is_reader, boot_id=self._boot_id, clock=self._clock,
+            is_reader=is_reader,
         )  # fmt: skip
         adapter = make_adapter(spec, context)
         adapter.add_listener(self._events)
@@ -187,7 +190,7 @@ class StorageManager:
     def _register(self, spec: L2AdapterSpec, adapter: L2Adapter, route: TierRoute | None) -> Tier:
         with self._mutex:
             index, self._next_index = self._next_index, self._next_index + 1
-            tier = Tier(index, adapter, self.metrics, self.config.tier, self._clock)
+            tier = Tier(index, adapter, self.metrics, self.tier_config, self._clock)
             tier.route = route or tier.route
             self._evictions[index] = spec.eviction
             self._tiers.append(tier)

@@ -10,6 +10,7 @@ import pytest
 
 from lmcache.embedded.config import Backend
 from lmcache.errors import ConfigError, LMCacheError
+from lmcache.storage.breaker import BreakerConfig, BreakerState
 from tests.conftest import FakeClock, new_pool_folder
 from tests.embedded.site import L1_BACKEND, backend, config_of, opened
 from tests.embedded.tiers import DISK, REMOTE, adapter_of, disk, held_by, memory
@@ -51,6 +52,19 @@ def test_a_closed_backend_is_used_no_more_and_comes_back(pool_folder: pathlib.Pa
         site.engine.create_backends()
         site.wait_until(lambda: held_by(site, DISK) == "ab")
         assert site.lookup("ab", wait_s=10.0) == 2
+
+
+def test_limits_of_failures_are_read_when_a_tier_is_opened(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    config = config_of(backends=(disk(tmp_path),))
+    with opened(pool_folder, config) as site:
+        site.engine.follow(dataclasses.replace(config, breaker=BreakerConfig(failures_max=1)))
+        tier = site.engine._backends.tiers(DISK)[0][1]
+        tier.breaker.failed("once")
+        assert tier.breaker.state is BreakerState.CLOSED
+        site.engine.recreate_backend(DISK)
+        tier = site.engine._backends.tiers(DISK)[0][1]
+        tier.breaker.failed("once")
+        assert tier.breaker.state is BreakerState.OPEN
 
 
 def test_l1_is_not_closed(pool_folder: pathlib.Path) -> None:

@@ -54,6 +54,33 @@ def test_a_tier_that_is_too_slow_is_a_miss(pool_folder: pathlib.Path) -> None:
         assert site.retrieve("ab") == ""
 
 
+@pytest.mark.parametrize("keeps_l1", [True, False])
+def test_a_load_may_be_larger_than_the_pool(pool_folder: pathlib.Path, keeps_l1: bool) -> None:
+    """Nobody who looked up in the tiers alone knows how large a rank's pool is."""
+    with opened(pool_folder, config_of(4, backends=(memory(),), keeps_l1=keeps_l1)) as site:
+        for names in ("abc", "def", "ghi"):
+            site.store(names)
+            site.wait_until_stored()
+        assert site.retrieve("abcdefghi", "nobody looked up") == ""
+        assert site.num_locked == 0
+        assert site.retrieve("abcdefghix", "nobody looked up") == "it was evicted or cleared"
+        assert site.num_locked == 0
+
+
+def test_an_object_of_another_size_is_in_nobodys_way_for_long(pool_folder: pathlib.Path) -> None:
+    """It may come from files that were written with another serde."""
+    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        site.clear_l1()
+        assert site.engine._admission.admit(site.key("a"), memoryview(bytes(site.engine.chunk_bytes // 2)))
+        assert site.lookup("ab") == 1
+        assert site.retrieve("a") == "its place does not fit this engine"
+        assert site.num_locked == 0
+        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.retrieve("ab") == ""
+
+
 def test_a_chunk_that_is_nowhere_fails_its_load(pool_folder: pathlib.Path) -> None:
     with opened(pool_folder, config_of(backends=(memory(),))) as site:
         site.store("ab")

@@ -186,6 +186,19 @@ def test_layer_that_is_late_is_given_up_and_nothing_is_written_after_the_end(
     assert slow.copied == [0, 1]
 
 
+def test_last_layer_that_comes_after_it_was_given_up_is_a_failure(site: Site, thread: LayerLoadThread) -> None:
+    """Who waited for it has computed without it, so that all of it is there in the end is no comfort."""
+    site.store("a")
+    slow = SlowLoad(site.engine.begin_retrieve(job_of("a")), NUM_LAYERS - 1)
+    loads = LayerLoads([slow], NUM_LAYERS, 0.05)
+    thread.start(loads)
+    assert slow.is_stuck.wait(_PATIENCE_S)
+    assert not loads.wait(NUM_LAYERS - 1)
+    slow.may_go.set()
+    site.wait_until(lambda: len(slow.copied) == NUM_LAYERS and loads._is_over)
+    assert loads.end() == ["it was not whole when its step ended"]
+
+
 def test_step_that_is_not_wanted_any_more_ends_at_once(site: Site, thread: LayerLoadThread) -> None:
     site.store("a")
     slow = SlowLoad(site.engine.begin_retrieve(job_of("a")), 0)

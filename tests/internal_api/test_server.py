@@ -323,14 +323,20 @@ def test_calls_that_hang_hold_up_none_of_another_kind(serving: Serving) -> None:
         client.join()
 
 
-def test_stop_does_not_wait_for_a_call_that_hangs(serving: Serving) -> None:
+def test_stop_does_not_wait_for_a_call_that_hangs(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever made it is told, and the log needs no traceback for it."""
     running = serving.start()
     release, clients = wait_in_clear(running, 1)
+    answers: list[httpx.Response] = []
+    late = threading.Thread(target=lambda: answers.append(running.http.delete("/cache/clear")))
+    late.start()
     running.server.stop(grace_s=1)
     assert not running.server.is_serving
     release.set()
-    for client in clients:
+    for client in (*clients, late):
         client.join()
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(503, {"error": "the server is stopping"})]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_socket_folder_keeps_no_descriptor(serving: Serving, tmp_path: pathlib.Path) -> None:

@@ -91,3 +91,17 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackendError, match="is not a directory"):
         opened(tmp_path / "none", True)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("is_persistent", [True, False])
+def test_its_end_removes_nothing(tmp_path: pathlib.Path, is_persistent: bool) -> None:
+    """Also where a writer's clean end would: others write there still."""
+    writer = opened(tmp_path, False)
+    put(writer, KEYS[0])
+    reader = FSL2Adapter(FSConfig(str(tmp_path)), AdapterContext("fs", is_persistent=is_persistent, is_reader=True))
+    reader.open()
+    assert reader.lookup(KEYS[:1]) == [True]
+    reader.close()
+    assert writer.lookup(KEYS[:1]) == [True]
+    writer.load(KEYS[0], memoryview(bytearray(len(DATA))))
+    writer.close()

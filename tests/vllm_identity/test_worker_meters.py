@@ -11,6 +11,7 @@ import pytest
 from lmcache.embedded.jobs import RetrieveJob, RetrievePart, StoreJob
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.integration.vllm.parallel import ParallelStrategy
+from lmcache.telemetry.periodic import PeriodicThreadRegistry
 from lmcache.testing.paged_memory import CHUNK_SIZE, NUM_LAYERS, PagedMemory, make_layout
 from tests.embedded.site import NUM_BLOCKS, ROOT, blocks_of, config_of, digests_of
 from tests.embedded.test_metrics import make, shown
@@ -23,15 +24,12 @@ with warnings.catch_warnings():
 
 
 class NoLookups:
-    """A factory of servers that nobody can ask."""
+    """A switch of servers that nobody can ask."""
 
-    def create_lookup_server(self, rank: int, target: object) -> Any:
-        return self
-
-    def start(self) -> None:
+    def serve(self, target: object) -> None:
         """There is nothing to start."""
 
-    def close(self) -> None:
+    def shut_down(self) -> None:
         """There is nothing to end."""
 
 
@@ -41,7 +39,7 @@ class Half:
         lookups: Any = NoLookups()
         self.worker = EmbeddedWorker(
             "instance", config_of, "model", ParallelStrategy(1, 0, 1, False), lookups,
-            is_layerwise=lambda: is_layerwise, meter=self.meter,
+            PeriodicThreadRegistry(), is_layerwise=lambda: is_layerwise, meter=self.meter,
         )  # fmt: skip
         watch_worker(self.meter, self.worker)
         self.memory = PagedMemory(0, NUM_BLOCKS)

@@ -23,7 +23,8 @@ from lmcache.integration.mp.lookups import NOTHING, LookupClient
 from lmcache.integration.mp.membership import Joined, Membership, MembershipConfig
 from lmcache.integration.vllm.chunk_extras import ChunkExtras
 from lmcache.integration.vllm.load_plan import chunks_needed, plan_load
-from lmcache.integration.vllm.metadata import MPConnectorMetadata, MPWorkerReport
+from lmcache.integration.vllm.load_reports import LoadReports
+from lmcache.integration.vllm.metadata import MPConnectorMetadata
 from lmcache.integration.vllm.mp_config import MPConnectorConfig
 from lmcache.integration.vllm.parallel import ParallelStrategy
 from lmcache.integration.vllm.save_planner import SavePlanner
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = logging.getLogger(__name__)
-
-# A promise older than this is asked for again: it also tells the server that we still wait.
-_PROMISE_REUSE_S = 1.0
 
 
 class LMCacheMPSchedulerAdapter:
@@ -72,13 +70,15 @@ class LMCacheMPSchedulerAdapter:
         self._epoch = b""
         self._trackers: dict[str, RequestTracker] = {}
         self._new_loads: list[LoadJob] = []
-        self._loading: set[str] = set()
         self._said: set[str] = set()
         self._is_async = config.load_mode == "async"
         self._is_doubtful = False
         self.stats = MPConnectorStats()
         self.saves = SaveLedger(parallel.world_size, config.held_blocks_fraction)
         self.planner = SavePlanner(self.saves, block_size, config.save_decode_cache, self._rehash, self.stats)
+        self._loads = LoadReports(
+            parallel.world_size, self._trackers, self.planner, self.saves, self.stats, self._load_is_over
+        )
         self.membership = Membership(
             MembershipConfig(config.url, config.token, config.mq_timeout_s, config.heartbeat_s),
             secrets.randbits(63) | 1,
@@ -128,7 +128,7 @@ class LMCacheMPSchedulerAdapter:
             return
         tracker = self._tracker(request)
         if tracker is not None and self._rehash(tracker, request, joined):
-            self._lookups.hint(request.request_id, tracker.cache_salt, tracker.chain.digests)  # type: ignore[union-attr]
+            self._lookups.hint(request.request_id, tracker.cache_salt, tracker.digests)
             # What it fetches ahead is for this request alone: it must hear of an end before the first lookup.
             tracker.session_boot_id = joined.boot_id
 
@@ -144,14 +144,14 @@ class LMCacheMPSchedulerAdapter:
         tracker.local_tokens = num_computed_tokens
         if not self._rehash(tracker, request, joined):
             return 0, False
-        if not self._is_promise_fresh(tracker, joined):
+        if not tracker.is_promise_fresh(joined.boot_id, self._clock()):
             promise = self._lookups.lookup(
-                request.request_id, tracker.cache_salt, tracker.chain.digests, self._config.lookup_wait_s  # type: ignore[union-attr]
+                request.request_id, tracker.cache_salt, tracker.digests, self._config.lookup_wait_s
             )  # fmt: skip
             tracker.session_boot_id = joined.boot_id
             if promise is None:
                 return None, False
-            self._take_promise(tracker, promise)
+            tracker.take_promise(promise, self._clock())
             self._count_lookup(tracker, joined)
         return self._offer(tracker, request)
 
@@ -162,20 +162,6 @@ class LMCacheMPSchedulerAdapter:
         if num_tokens <= 0:
             return 0, False
         return num_tokens, self._is_async
-
-    def _is_promise_fresh(self, tracker: RequestTracker, joined: Joined) -> bool:
-        promise = tracker.promise
-        return (
-            promise.boot_id == joined.boot_id
-            and tracker.num_asked_chunks == len(tracker.chain.digests)  # type: ignore[union-attr]
-            and self._clock() - tracker.promised_at_s < _PROMISE_REUSE_S
-        )
-
-    def _take_promise(self, tracker: RequestTracker, promise: Any) -> None:
-        tracker.promise = promise
-        tracker.promised_at_s = self._clock()
-        tracker.num_asked_chunks = len(tracker.chain.digests) if tracker.chain is not None else 0
-        tracker.num_known_chunks = max(tracker.num_known_chunks, len(promise.chunks))
 
     def _count_lookup(self, tracker: RequestTracker, joined: Joined) -> None:
         self.stats.add("lookups")
@@ -232,10 +218,7 @@ class LMCacheMPSchedulerAdapter:
         promise, first = tracker.promise, tracker.local_tokens
         chunks = plan_load(promise, self._block_size, first, num_external_tokens, block_ids, null_block_id)
         self._lookups.release(request.request_id, promise, chunks_needed(promise, first + num_external_tokens))
-        tracker.load_state = LoadState.PENDING
-        self._loading.add(request.request_id)
-        tracker.loaded_tokens = num_external_tokens
-        tracker.loading_blocks = tuple(block_ids[first // self._block_size :])
+        self._loads.begin(tracker, num_external_tokens, tuple(block_ids[first // self._block_size :]))
         self._new_loads.append(LoadJob(request.request_id, promise.pool_id, chunks, tracker.cache_salt))
 
     def _drop_promise(self, tracker: RequestTracker) -> None:
@@ -252,7 +235,7 @@ class LMCacheMPSchedulerAdapter:
         joined = self._current()
         # What is computed on top of a synchronous load is worth nothing until every rank has
         # confirmed that load, also for requests that share its blocks: save in a later step.
-        is_unsure = not self._is_async and bool(self._loading)
+        is_unsure = not self._is_async and self._loads.is_any_pending
         if joined is not None and not is_unsure:
             meta.stores = self.planner.plan(output, joined)
         return meta
@@ -260,54 +243,12 @@ class LMCacheMPSchedulerAdapter:
     # Reports from the workers
 
     def update_connector_output(self, output: Any) -> None:
-        report = output.kv_connector_worker_meta
-        if isinstance(report, MPWorkerReport):
-            self._take_report(report)
-        for request_id in output.finished_recving or ():
-            self._load_ended(request_id, request_id in (output.failed_recving or ()))
+        self._loads.take(output)
 
-    def _take_report(self, report: MPWorkerReport) -> None:
-        self.planner.take_report(report)
-        failed = []
-        for request_id, count in report.loads.items():
-            tracker = self._trackers.get(request_id)
-            if tracker is None:
-                continue
-            tracker.has_failed |= request_id in report.failed_loads
-            tracker.num_ranks_loaded += count
-            if tracker.num_ranks_loaded >= self._parallel.world_size:
-                self._load_ended(request_id, tracker.has_failed)
-                failed += [tracker] if tracker.has_failed else []
-        if failed:
-            self._distrust(failed)
-
-    def _load_ended(self, request_id: str, has_failed: bool) -> None:
-        """Every rank is done with the promised places."""
-        tracker = self._trackers.get(request_id)
-        if tracker is None:
-            return
-        tracker.load_state, tracker.num_ranks_loaded = LoadState.NONE, 0
-        self._loading.discard(request_id)
-        if has_failed:
-            tracker.has_failed = True
-            # What was held may be gone: let it be stored again as it is computed.
-            tracker.num_known_chunks = 0
-            self.stats.add("failed_loads")
-        else:
-            self.stats.add("loaded_tokens", tracker.loaded_tokens)
+    def _load_is_over(self, tracker: RequestTracker) -> None:
         self._drop_promise(tracker)
         if tracker.is_finished:
             self._end(tracker)
-
-    def _distrust(self, failed: list[RequestTracker]) -> None:
-        """Synchronous loads failed: vLLM has their blocks in its prefix cache already, and keeps them there.
-
-        They leave it, and no running request that may share them is saved any more. One request
-        that failed alone recomputes its own blocks, so its saves are right again.
-        """
-        for tracker in failed:
-            self.saves.forget_cached(tracker.loading_blocks)
-        self.planner.unfollow_all(but=failed[0].request_id if len(failed) == 1 else None)
 
     # The end
 
@@ -327,12 +268,7 @@ class LMCacheMPSchedulerAdapter:
         if "cached_token_stats" not in (request.kv_transfer_params or {}):
             return None
         joined = self.membership.last
-        held = tracker.num_known_chunks * (joined.welcome.chunk_size if joined is not None else 0)
-        return {
-            "num_vllm_cached_tokens": tracker.local_tokens,
-            "num_lmcache_cached_tokens": min(held, request.num_prompt_tokens),
-            "num_lmcache_extra_cached_tokens": tracker.loaded_tokens,
-        }
+        return tracker.token_stats(joined.welcome.chunk_size if joined is not None else 0, request.num_prompt_tokens)
 
     def _end(self, tracker: RequestTracker) -> None:
         self._trackers.pop(tracker.request_id, None)

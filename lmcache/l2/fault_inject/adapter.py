@@ -118,6 +118,6 @@ def make_around(config: FaultInjectConfig, context: AdapterContext) -> L2Adapter
         context,
         type_name=spec.type,
         eviction=spec.eviction or context.eviction,
-        is_persistent=spec.persist_enabled and context.is_persistent,
+        is_persistent=context.is_reader or (spec.persist_enabled and context.is_persistent),
     )
     return FaultInjectL2Adapter(make_adapter(spec, inner_context), config, context.type_name)

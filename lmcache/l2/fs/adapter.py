@@ -100,13 +100,6 @@ class FSL2Adapter(IndexedL2Adapter):
     def _verify(self, key: ObjectKey) -> None:
         self.files.verify(self.folder.object_path(key), key)
 
-    def lookup(self, keys: Sequence[ObjectKey]) -> list[bool]:
-        if self._is_reader:  # which evicts nothing itself: what it has seen may be gone
-            for key in keys:
-                if self.index.contains(key) and self._size_of(key) < 0:
-                    self._forget(key)
-        return super().lookup(keys)
-
     def _remove(self, keys: Sequence[ObjectKey]) -> None:
         for key in keys:
             try:
@@ -201,7 +194,8 @@ class FSL2Adapter(IndexedL2Adapter):
             self._is_open = False
             try:
                 # What others may still use stays.
-                if not self.context.is_persistent and not self.folder.num_other_servers():
+                is_last = not self._is_reader and not self.folder.num_other_servers()
+                if not self.context.is_persistent and is_last:
                     self.remove_all()
             except BackendError as error:
                 logger.warning("not everything in %s was removed: %s", self.folder.base_path, error)

@@ -1,0 +1,93 @@
+"""Lookup clients and servers of a running vLLM are changed under traffic: no request hangs, every answer is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vllm_shared.prompts import new_salt, prompt_of
+from tests.vllm_v1.lookup_flow import BYPASS, SYNC, check_flow, limited
+from tests.vllm_v1.operators import Operated
+from tests.vllm_v1.traffic import Traffic
+
+PROMPTS = [prompt_of(700, seed=900), prompt_of(1100, seed=901)]
+HELD, HALF = [512, 1024], [256, 512]
+
+
+@pytest.fixture
+def traffic(operated: Operated) -> Iterator[Traffic]:
+    salt = new_salt()
+    for prompt in PROMPTS:
+        operated.engine.store(prompt, salt)
+    operated.files()
+    with Traffic(operated.engine.process, PROMPTS, salt) as found:
+        yield found
+    found.check_outputs()
+
+
+def test_documented_flow_both_ways(operated: Operated, traffic: Traffic) -> None:
+    check_flow(operated.scheduler, operated.worker, traffic, HELD, HALF)
+
+
+def test_dry_run_disturbs_nothing(operated: Operated, traffic: Traffic) -> None:
+    scheduler, worker = operated.scheduler, operated.worker
+    scheduler.set(enable_scheduler_bypass_lookup=True, hit_miss_ratio=0.5)
+    worker.set(enable_async_loading=True)
+    for _ in range(20):
+        assert scheduler.json("POST", "/lookup/create?dryrun=true") == {
+            "new": limited(BYPASS), "dryrun": True, "role": "scheduler",
+        }  # fmt: skip
+        assert worker.json("POST", "/lookup/create?dryrun=true") == {
+            "new": "LMCacheAsyncLookupServer", "dryrun": True, "role": "worker",
+        }  # fmt: skip
+    assert traffic.next_round() == HELD
+    assert (scheduler.lookup_name(), worker.lookup_name()) == (SYNC, "LMCacheLookupServer")
+    scheduler.json("GET", "/bypass/list", 503)
+
+
+def test_close_and_create(operated: Operated, traffic: Traffic) -> None:
+    """Lookups miss meanwhile, whichever side has none."""
+    for api, name in ((operated.scheduler, SYNC), (operated.worker, "LMCacheLookupServer")):
+        assert api.json("POST", "/lookup/close")["old"] == name
+        assert api.lookup_name() == "None"
+        assert traffic.next_round() == [0, 0]
+        assert api.json("POST", "/lookup/create")["new"] == name
+        assert traffic.next_round() == HELD
+
+
+def test_recreated_time_and_again(operated: Operated, traffic: Traffic) -> None:
+    for number in range(15):
+        operated.scheduler.set(enable_async_loading=number % 2 == 0)
+        operated.worker.set(enable_async_loading=number % 2 == 0)
+        operated.worker.recreate_lookup()
+        operated.scheduler.recreate_lookup()
+    assert traffic.next_round() == HELD
+
+
+def test_settings_that_forbid_a_client_leave_the_old_one(operated: Operated, traffic: Traffic) -> None:
+    operated.scheduler.set(lookup_server_worker_ids=[3])
+    refused = operated.scheduler.json("POST", "/lookup/recreate", 400)
+    assert refused["role"] == "scheduler"
+    assert "there is no rank 3" in refused["error"]
+    assert operated.scheduler.lookup_name() == SYNC
+    assert traffic.next_round() == HELD
+
+
+def test_chunks_are_counted_once_a_client_counts(operated: Operated) -> None:
+    scheduler, salt = operated.scheduler, new_salt()
+    scheduler.set(enable_chunk_statistics=True)
+    scheduler.recreate_lookup()
+    assert scheduler.lookup_name() == f"ChunkStatisticsLookupClient({SYNC})"
+    scheduler.ask("POST", "/chunk_statistics/start")
+    for _ in range(2):
+        operated.engine.hit(PROMPTS[0], salt, max_tokens=1)
+    scheduler.ask("POST", "/chunk_statistics/stop")
+    operated.engine.hit(PROMPTS[1], salt, max_tokens=1)
+    status = scheduler.json("GET", "/chunk_statistics/status")
+    assert not status["is_collecting"]
+    assert (status["total_requests"], status["total_chunks"], status["unique_chunks"]) == (2, 6, 3)
+    scheduler.ask("POST", "/metrics/reset")  # what was rendered a moment ago is not told again
+    assert scheduler.metric("chunk_statistics_unique_chunks") == 3
+    scheduler.ask("POST", "/chunk_statistics/reset")
+    assert scheduler.json("GET", "/chunk_statistics/status")["total_chunks"] == 0
