@@ -10,6 +10,7 @@ Knows no socket and no inference engine.
 from __future__ import annotations
 
 import logging
+import math
 import pathlib
 import secrets
 import time
@@ -73,6 +74,7 @@ class EmbeddedEngine(EngineOperations):
         """Raises DeclinedError, ConfigError, PoolError, NoRoomError."""
         self.rank = rank
         self._clock = clock
+        self._step_ends_s = math.inf
         self.chunk_bytes = rank.layout.chunk_bytes(config.chunk_size)
         self.metrics = MetricRegistry()
         self._meter = meter or EmbeddedMetrics.unshown()
@@ -83,6 +85,7 @@ class EmbeddedEngine(EngineOperations):
         self.pool = open_private_pool(config, folder, clock)
         self.l1 = self.pool.l1
         self.l1.keep_loaded(config.keeps_l1)
+        self.l1.on_made_room = self._meter.made_room
         self._transfers = PageTransfers(rank, self.pool, copier, self.chunk_bytes, _RANK_UID, steps, self._meter)
         lock_bytes_max = int(self.pool.pool_bytes * config.lock_fraction)
         self.locks = LookupLocks(self.l1, lock_bytes_max, config.lock_ttl_s, clock)
@@ -196,19 +199,30 @@ class EmbeddedEngine(EngineOperations):
         elif is_passing:
             self.l1.let_go(places)
 
+    def begin_step(self) -> None:
+        """The loads that follow wait for the tiers for `blocking_timeout_s` all together, until this is called again;
+        if it never is, each of them does."""
+        self._step_ends_s = self._clock() + self.config.blocking_timeout_s
+
+    @property
+    def _load_ends_s(self) -> float:
+        return min(self._step_ends_s, self._clock() + self.config.blocking_timeout_s)
+
     def retrieve(self, job: RetrieveJob) -> str:
         """Copy found chunks into the pages: empty, or why these pages must not be trusted. Ends its lookup.
 
         What L1 does not have is fetched first, as much at once as the pool has room for, within `blocking_timeout_s`.
         """
         try:
-            return self._retrieve(job.parts, job.cache_salt, self._transfers)
+            return self._retrieve(job.parts, job.cache_salt, self._transfers, self._load_ends_s)
         finally:
             self.release((job.lookup_id,))
 
-    def _retrieve(self, parts: Sequence[RetrievePart], cache_salt: str, transfers: PageTransfers) -> str:
+    def _retrieve(self, parts: Sequence[RetrievePart], cache_salt: str, transfers: PageTransfers, ends_s: float) -> str:
         key, failure = self._key(cache_salt), ""
-        ends_s = self._clock() + self.config.blocking_timeout_s
+        digests = [part.digest for part in parts]
+        if len(self.l1.lookup(key, [self.rank.rank_group], digests, None)[0]) == len(parts):
+            return transfers.retrieve(key, parts, self._backends.routing.retains)
         num_at_once = max(1, self.pool.pool_bytes // (_FETCH_SHARE * self.chunk_bytes))
         for start in range(0, len(parts), num_at_once):
             some = parts[start : start + num_at_once]
@@ -224,7 +238,7 @@ class EmbeddedEngine(EngineOperations):
     def begin_retrieve(self, job: RetrieveJob) -> LayerLoad:
         """As `retrieve`, layer by layer. The end of the load ends its lookup."""
         key = self._key(job.cache_salt)
-        held = self._bring_up(key, job.parts, self.config.blocking_timeout_s)
+        held = self._bring_up(key, job.parts, self._load_ends_s - self._clock())
         try:
             return self._transfers.begin_retrieve(
                 key, job, self._backends.routing.retains, lambda: self.release((job.lookup_id,))
@@ -268,7 +282,9 @@ class EmbeddedEngine(EngineOperations):
             layout, config.chunk_size, config.hash_algorithm,
             store=lambda job: self._store(job, source),
             lookup=lambda lookup_id, prompt: self.lookup(lookup_id, prompt, self.config.blocking_timeout_s),
-            load_part=lambda part: self._retrieve((part,), "", target),
+            load_part=lambda part: self._retrieve(
+                (part,), "", target, self._clock() + self.config.blocking_timeout_s
+            ),
             release=self.release,
             first_block_of=lambda chunk: chunk * chunk_blocks if loads_into_pages else 0,
         )  # fmt: skip

@@ -9,7 +9,8 @@ from lmcache.core.block_ranges import format_block_ids
 
 def slots_line(verb: str, request_id: str, num_tokens: int, slots: Sequence[int]) -> str:
     """One store or retrieve of `num_tokens` tokens, which lie at these slots."""
-    return f"[KVCache Check] {verb} request {request_id}, tokens={num_tokens}, slot_mapping: [{format_block_ids(slots)}]"
+    mapping = format_block_ids(slots)
+    return f"[KVCache Check] {verb} request {request_id}, tokens={num_tokens}, slot_mapping: [{mapping}]"
 
 
 def slots_of_blocks(block_ids: Sequence[int], block_size: int, num_tokens: int) -> list[int]:

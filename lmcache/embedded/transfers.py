@@ -79,7 +79,6 @@ class PageTransfers:
             result = self._l1.reserve(
                 key, self._rank_group, self._writer_uid, [digest for digest, _ in alike], self._bytes_of(num_blocks)
             )
-            self._meter.made_room(result.num_evicted, result.statuses.count(ReserveStatus.NO_ROOM))
             granted = iter(split_places(self._l1.places(result.slots)))
             for (digest, block_ids), status in zip(alike, result.statuses, strict=True):
                 if status == ReserveStatus.RESERVED:

@@ -24,7 +24,8 @@ class HTTPServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, logs_access: bool, certfile: str | None, keyfile: str | None) -> None:
         super().__init__(
             uvicorn.Config(
-                _CutOff(app), http="httptools" if logs_access else _SilentProtocol, ws="none", lifespan="on", log_config=None,
+                _CutOff(app), http="httptools" if logs_access else _SilentProtocol, ws="none", lifespan="on",
+                log_config=None,
                 timeout_graceful_shutdown=_GRACE_S, ssl_certfile=certfile, ssl_keyfile=keyfile,
                 proxy_headers=False,  # a caller is the peer of its socket, whatever it writes
             )

@@ -48,6 +48,8 @@ class L1Manager:
         self._writes = SlotWrites(state, self._evictor, write_ttl_s, clock, steps)
         self._locks = ReadLocks(state)
         self._moves = TierMoves(state, self._locks, self._writes)
+        # Told after each reservation, without the mutex: how many objects were evicted for it, and found no room.
+        self.on_made_room: Callable[[int, int], None] = lambda num_evicted, num_without_room: None
         self._mutex = threading.Lock()
 
     def recover(self) -> RecoveryReport:
@@ -81,6 +83,7 @@ class L1Manager:
                 namespace.num_objects -= 1
                 self._state.release_if_empty(namespace)
             result.num_evicted = self._evictor.num_evicted - num_evicted_before
+        self.on_made_room(result.num_evicted, result.statuses.count(ReserveStatus.NO_ROOM))
         return result
 
     def commit(self, owner_uid: int, places: Sequence[Place]) -> list[int]:

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _CONTROLLER_INTERVAL_S = 1.0
 _OPEN_PATIENCE_S = 15.0
+# How often a clean stop looks whether any tier still takes what waits.
+_DRAIN_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,10 @@ class StorageManager:
         False: a thread hangs in its backend and may still touch the pool. Idempotent.
         """
         deadline_s = self._clock() + self.config.drain_timeout_s
-        while self.stores.num_pending + self.stores.num_inflight and self._clock() < deadline_s:
+        while self._clock() < deadline_s and not self.stores.wait_until_empty(_DRAIN_LOOK_S):
             self._store_thread.wake()
             if not any(tier.is_usable and not tier.route.is_frozen for tier in self.tiers()):
                 break
-            time.sleep(0.005)
         for tier in self.tiers():
             self.stores.remove_tier(tier.index)
             self.prefetches.remove_tier(tier.index)

@@ -86,7 +86,7 @@ class StoreController:
         with self._mutex:
             queue = self._queues.pop(index, None)
         if queue is not None:
-            self._drop([*queue.entries, *queue.retries], queue.tier, "removed")
+            self._lose(queue, "removed")
 
     @property
     def has_tiers(self) -> bool:
@@ -159,16 +159,28 @@ class StoreController:
         self._drop(lost, queue.tier, reason)
 
     def _next(self, queue: _Queue) -> _Entry | None:
+        """In flight from now on: it is never in neither of both."""
         with self._mutex:
             if queue.retries and queue.retries[0].not_before_s <= self._clock():
-                return queue.retries.popleft()
-            if not queue.entries:
+                entry = queue.retries.popleft()
+            elif not queue.entries or not self._has_room_for(queue, queue.entries[0]):
                 return None
-            waiting = queue.entries[0].object
-            cap = waiting.pool.pool_bytes // _INFLIGHT_SHARE
-            if queue.num_inflight and queue.inflight_bytes + waiting.place.length > cap:
-                return None
-            return queue.entries.popleft()
+            else:
+                entry = queue.entries.popleft()
+            queue.num_inflight += 1
+            queue.inflight_bytes += entry.object.place.length
+            return entry
+
+    @staticmethod
+    def _has_room_for(queue: _Queue, entry: _Entry) -> bool:
+        cap = entry.object.pool.pool_bytes // _INFLIGHT_SHARE
+        return not queue.num_inflight or queue.inflight_bytes + entry.object.place.length <= cap
+
+    def _land(self, queue: _Queue, entry: _Entry) -> None:
+        """Under the mutex."""
+        queue.num_inflight -= 1
+        queue.inflight_bytes -= entry.object.place.length
+        self._ended_one.notify_all()
 
     def _hand_over(self, queue: _Queue, entry: _Entry) -> bool:
         """False: the adapter takes no more for now; the entry waits on."""
@@ -176,6 +188,8 @@ class StoreController:
         held = waiting.pool.l1.describe(waiting.place) if not waiting.pool.is_closed else None
         if held is None:
             self._metrics.l1_read_failure.add(1, "l2_store", "not_found", waiting.model_name)
+            with self._mutex:
+                self._land(queue, entry)
             self._ended(waiting, is_there=False)
             return True
         source = Source(
@@ -184,35 +198,27 @@ class StoreController:
             functools.partial(waiting.pool.l1.holds, waiting.place),
         )
         entry.num_attempts += 1
-        with self._mutex:
-            queue.num_inflight += 1
-            queue.inflight_bytes += held.length
-        on_done = functools.partial(self._on_done, queue, entry, held.length, held.key.cache_salt)
+        on_done = functools.partial(self._on_done, queue, entry, held.key.cache_salt)
         if queue.tier.submit_store(held.key, source, on_done):
             return True
         entry.num_attempts -= 1
         with self._mutex:
-            queue.num_inflight -= 1
-            queue.inflight_bytes -= held.length
             is_removed = queue.tier.index not in self._queues
             if not is_removed:
                 queue.entries.appendleft(entry)
+            self._land(queue, entry)
         if is_removed:
             self._drop([entry], queue.tier, "removed")
         return False
 
-    def _on_done(
-        self, queue: _Queue, entry: _Entry, num_bytes: int, cache_salt: str, status: StoreStatus | None
-    ) -> None:
+    def _on_done(self, queue: _Queue, entry: _Entry, cache_salt: str, status: StoreStatus | None) -> None:
         """In a thread of the tier."""
         with self._mutex:
-            queue.num_inflight -= 1
-            queue.inflight_bytes -= num_bytes
             is_retried = status is None and entry.num_attempts < _ATTEMPTS_MAX and queue.tier.index in self._queues
             if is_retried:
                 entry.not_before_s = self._clock() + _RETRY_S * entry.num_attempts
                 queue.retries.append(entry)
-            self._ended_one.notify_all()
+            self._land(queue, entry)
         if is_retried:
             return
         if status is StoreStatus.STORED:

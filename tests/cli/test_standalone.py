@@ -246,6 +246,7 @@ def test_a_file_of_settings_and_the_shape_of_pages(tmp_path: pathlib.Path) -> No
         (["--dtype", "int7"], {}, "--dtype"),
         ([], {"LMCACHE_CHUNK_SIZE": "0"}, "chunk_size must be"),
         ([], {"LMCACHE_MAX_LOCAL_CPU_SIZE": "0"}, "max_local_cpu_size leaves no pool"),
+        (["--model", "a@b"], {}, "--model cannot be used: model_name must not contain '@'"),
         ([], {"LMCACHE_CONFIG_FILE": "/no/such.yaml"}, "/no/such.yaml cannot be read"),
         ([], {"LMCACHE_INTERNAL_API_SERVER_HOST": "192.0.2.1"}, "is not an address of this host"),
     ],

@@ -6,9 +6,11 @@ import dataclasses
 import pathlib
 import threading
 import time
+from typing import Any
 
 import pytest
 
+from lmcache.embedded.fetching import Wanted
 from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
 from lmcache.testing.paged_memory import content_of, digest_of
 from tests.embedded.site import L1_BACKEND, ROOT, Site, blocks_of, config_of, digests_of, opened, prompt_of
@@ -79,6 +81,36 @@ def test_an_object_of_another_size_is_in_nobodys_way_for_long(pool_folder: pathl
         assert site.num_locked == 0
         assert site.lookup("ab", wait_s=10.0) == 2
         assert site.retrieve("ab") == ""
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_loads_of_one_step_wait_for_tiers_together(pool_folder: pathlib.Path, layerwise: bool) -> None:
+    """However many they are, a tier that hangs costs a step its time once."""
+    with opened(pool_folder, config_of(backends=(slow("load", 2.0),), blocking_timeout_s=0.1)) as site:
+        site.store("abc")
+        site.wait_until_stored()
+        site.clear_l1()
+        asked: list[list[bytes]] = []
+        fetch = site.engine._fetcher.fetch
+
+        def fetch_and_note(wanted: Wanted, *more: Any) -> Any:
+            asked.append(wanted.digests)
+            return fetch(wanted, *more)
+
+        def load(name: str) -> str:
+            if not layerwise:
+                return site.retrieve(name, name)
+            part = RetrievePart(digest_of(name), 0, blocks_of(0))
+            return site.engine.begin_retrieve(RetrieveJob(name, ROOT, "", (part,))).end(False)
+
+        site.engine._fetcher.fetch = fetch_and_note  # type: ignore[method-assign, assignment]
+        site.engine.begin_step()
+        assert all(load(name) for name in "abc")
+        assert len(asked) == 1
+        site.engine.begin_step()
+        assert load("b")
+        assert len(asked) == 2
+        assert site.num_locked == 0
 
 
 def test_a_chunk_that_is_nowhere_fails_its_load(pool_folder: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from lmcache.embedded.config import EmbeddedConfig
 from lmcache.embedded.tier_engine import TierEngine
 from lmcache.errors import KeyFormatError, LMCacheError, UnknownBackendError
 from tests.conftest import new_pool_folder
-from tests.embedded.site import Site, config_of, opened, prompt_of
+from tests.embedded.site import Site, backend, config_of, opened, prompt_of
 from tests.embedded.tiers import DISK, REMOTE, disk, memory, slow
 
 RANKS = [(make_kv_rank(2, rank, 2, rank), 0) for rank in range(2)]
@@ -156,3 +156,22 @@ def test_a_tier_that_is_slow_counts_as_empty() -> None:
     assert engine.count_leading(prompt_of("ab"), 0.05) == 0
     assert time.monotonic() - begun_s < delay_s
     engine.close()
+
+
+@pytest.mark.parametrize("is_inside_another", [False, True])
+def test_its_end_leaves_what_workers_keep_for_their_own_lifetime(
+    tmp_path: pathlib.Path, is_inside_another: bool
+) -> None:
+    tier: dict[str, object] = {"type": "fs", "base_path": str(tmp_path), "persist_enabled": False}
+    if is_inside_another:
+        tier = {"type": "fault_inject", "inner": tier}
+    config = config_of(backends=(backend(REMOTE, **tier),))
+    with opened(new_pool_folder(), config) as site:
+        store([site], "ab")
+        engine = TierEngine([config], "model", RANKS[:1])
+        engine.start()
+        assert engine.count_leading(prompt_of("ab"), 5.0) == 2
+        engine.close()
+        site.clear_l1()
+        assert site.lookup("ab", wait_s=10.0) == 2
+    assert not list(tmp_path.rglob("*.data"))

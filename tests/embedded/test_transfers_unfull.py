@@ -52,12 +52,12 @@ def test_unwhole_chunk_is_stored_and_comes_back(site: Site, num_tail_blocks: int
     assert site.num_locked == 0
 
 
-def test_place_of_another_size_is_not_trusted(site: Site) -> None:
+@pytest.mark.parametrize("chunk_blocks", [0, 1, 3])
+def test_place_of_another_size_is_not_trusted(site: Site, chunk_blocks: int) -> None:
     store_with_tail(site, 2)
     before = site.memory.pages.copy()
-    for chunk_blocks in (0, 1, 3):
-        parts = (RetrievePart(digest_of("t"), 0, (40,), chunk_blocks),)
-        failure = site.engine.retrieve(RetrieveJob("lookup", ROOT, "", parts))
-        assert failure == "its place does not fit this engine"
+    parts = (RetrievePart(digest_of("t"), 0, (40,), chunk_blocks),)
+    failure = site.engine.retrieve(RetrieveJob("lookup", ROOT, "", parts))
+    assert failure == "its place does not fit this engine"
     assert np.array_equal(site.memory.pages, before)
     assert site.num_locked == 0

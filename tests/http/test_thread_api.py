@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import httpx
 import pytest
@@ -99,3 +102,18 @@ def test_diagnostics_answer_while_all_other_handlers_are_stuck() -> None:
             await asyncio.gather(*waiting)
 
     talk(app, conversation)
+
+
+def test_no_garbage_is_collected_while_the_frames_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could stop the whole process."""
+    before, seen = gc.get_threshold(), []
+    take = sys._current_frames
+
+    def look() -> dict[int, FrameType]:
+        seen.append((gc.get_threshold()[0], gc.isenabled()))
+        return take()
+
+    monkeypatch.setattr(sys, "_current_frames", look)
+    assert ask(common_app("thread_api"), "GET", "/threads").status_code == 200
+    assert seen == [(0, True)]
+    assert gc.get_threshold() == before

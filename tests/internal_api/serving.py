@@ -18,13 +18,13 @@ from lmcache.v1.internal_api_server.api_server import InternalAPIServer
 WORKER_INDEX = 1
 
 
-def free_port() -> int:
-    """One, with another above it. Not among those that the kernel gives to clients, of this test and of others."""
+def free_port(count: int = 2) -> int:
+    """The first of so many. Not among those that the kernel gives to clients, of this test and of others."""
     while True:
         port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
-            one.bind(("127.0.0.1", port))
-            next_one.bind(("127.0.0.1", port + 1))
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for number in range(count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
             return port
 
 

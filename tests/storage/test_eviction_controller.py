@@ -101,4 +101,5 @@ def test_a_backend_that_hangs_holds_up_no_other_and_is_not_asked_twice(tiers: li
     wait_until(lambda: other.num_objects == 5)
     cycle.join(10)
     assert not cycle.is_alive()
+    wait_until(lambda: hung.num_ticks > 0)  # in a thread of its own
     assert hung.num_ticks == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from lmcache.errors import ConfigError
+from lmcache.l1.tier_moves import HeldObject
 from lmcache.l1.values import Place
 from lmcache.l2.registry import parse_adapters
 from lmcache.storage.tier_route import TierRoute
@@ -136,3 +137,44 @@ def test_an_adapter_is_replaced_the_same_way(open_site: OpenSite) -> None:
     assert [tier.index for tier in site.manager.tiers()] == [0]
     assert site.manager.replace_adapter(0, good, 1.0) == 1
     assert [(tier.index, tier.route) for tier in site.manager.tiers()] == [(1, NO_STORES)]
+
+
+def test_an_object_on_its_way_to_a_tier_is_waited_for(open_site: OpenSite) -> None:
+    """Between the queue and the tier, too: who asks whether anything waits may clear L1 then."""
+    site = open_site(MEMORY)
+    stores, seen = site.manager.stores, []
+    describe = site.pool.l1.describe
+
+    def describe_and_look(place: Place) -> HeldObject | None:
+        seen.append((stores.wait_until_empty(0.0), stores.num_pending + stores.num_inflight))
+        return describe(place)
+
+    site.pool.l1.describe = describe_and_look  # type: ignore[method-assign]
+    site.store(1)
+    assert stores.wait_until_empty(20.0)
+    assert site.held() == {1}
+    assert seen == [(False, 1)]
+    site.pool.l1.held.clear()
+    site.manager.stores.submit(site.pool, [Place(2, 1, 10)], "", "")  # type: ignore[arg-type]
+    assert stores.wait_until_empty(20.0)
+    assert (stores.num_pending, stores.num_inflight) == (0, 0)
+
+
+def test_a_tier_that_goes_ends_each_of_its_stores_once(open_site: OpenSite) -> None:
+    """Also those that are just being taken from its queue: another tier waits for the same objects."""
+    site = open_site(MEMORY, MEMORY)
+    told, stores = let_go_of(site), site.manager.stores
+    site.manager.route(0, FROZEN)
+    site.manager.route(1, FROZEN)
+    going = stores._queues[1]
+    for index in (0, 1):  # they wait on, since what is frozen is not lost
+        site.manager.tiers()[index].route = TierRoute(is_frozen=True)
+    stores.submit(site.pool, [site.pool.put(number) for number in (1, 2)], "", "", is_passing=True)  # type: ignore[arg-type]
+    stores.remove_tier(1)
+    going.tier.route = TierRoute()
+    stores._pump(going)
+    wait_until(lambda: not going.num_inflight)
+    assert told == []
+    site.manager.route(0, TierRoute())
+    wait_until(lambda: len(told) == 2)
+    assert site.held() == {1, 2}

@@ -19,6 +19,7 @@ from tests.conftest import FakeClock
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing vLLM warns
+    from lmcache.integration.vllm.embedded_loads import NULL_BLOCK_ID
     from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
     from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler
 
@@ -57,7 +58,9 @@ class Client:
 class Site:
     """One scheduler half, and vLLM's part in a few lines: requests get blocks one after the other."""
 
-    def __init__(self, world_size: int, meter: EmbeddedMetrics | None = None, **settings: object) -> None:
+    def __init__(
+        self, world_size: int, meter: EmbeddedMetrics | None = None, num_unsure_steps: int = 1, **settings: object
+    ) -> None:
         given = {"chunk_size": CHUNK_SIZE, **settings}
         self.config, _ = load_engine_config({}, {f"lmcache.{key}": value for key, value in given.items()})
         self.client, self.clock = Client(world_size), FakeClock()
@@ -66,10 +69,10 @@ class Site:
         self.slept: list[float] = []
         self.half = EmbeddedScheduler(
             self.config, self.client, make_algorithm("blake3"), {"model": "m"}, world_size, BLOCK_SIZE,
-            True, True, 1, self._forget, self.clock, sleep=self.slept.append, meter=meter,
+            True, True, num_unsure_steps, self._forget, self.clock, sleep=self.slept.append, meter=meter,
         )  # fmt: skip
         self.blocks: dict[str, list[int]] = {}
-        self._next_block = 0
+        self._next_block = NULL_BLOCK_ID + 1
 
     def _forget(self, block_ids: set[int]) -> bool:
         self.forgotten.append(block_ids)
@@ -401,3 +404,66 @@ def test_rest_of_a_prompt_is_told_where_chunks_are_counted() -> None:
         (len(prompt.digests), len(prompt.tail.token_ids) if prompt.tail else 0) for _, prompt, _ in site.client.asked
     ]
     assert found == [(1, CHUNK_SIZE // 2), (0, CHUNK_SIZE // 2), (2, 0)]
+
+
+def test_a_single_rank_saves_nothing_on_top_of_loads_whose_outcome_vllm_does_not_know_yet() -> None:
+    """Where vLLM plans a step before it has seen how the one before went."""
+    site = Site(1, num_unsure_steps=2)
+    site.client.num_found = 2
+    request = site.add("a", 4.5)
+    assert site.admit(request) == 2 * CHUNK_SIZE
+    assert len(site.step(a=(request, CHUNK_SIZE)).stores) == 1  # the rank itself knows about its own step
+    assert site.step(a=(request, CHUNK_SIZE)).stores == []
+    (store,) = site.step(a=(request, CHUNK_SIZE // 2)).stores
+    assert store.digests == (digests_of(site, request)[3],)
+
+
+def test_blocks_out_of_a_window_are_neither_saved_nor_loaded() -> None:
+    """vLLM puts its null block in their place, which holds anything."""
+    site = Site(1)
+    request = site.add("a", 3)
+    site.admit(request)
+    blocks = site.blocks["a"]
+    blocks[: CHUNK_BLOCKS + 1] = [NULL_BLOCK_ID] * (CHUNK_BLOCKS + 1)
+    (store,) = site.step(a=(request, 3 * CHUNK_SIZE)).stores
+    assert store.digests == (digests_of(site, request)[2],)
+    assert store.block_ids == (tuple(blocks[2 * CHUNK_BLOCKS : 3 * CHUNK_BLOCKS]),)
+    assert store.num_tokens == CHUNK_SIZE
+    site.client.num_found = 3
+    other = site.add("b", 3.5, seed=1)
+    assert site.admit(other) == 3 * CHUNK_SIZE
+    site.blocks["b"][: CHUNK_BLOCKS + 1] = [NULL_BLOCK_ID] * (CHUNK_BLOCKS + 1)
+    (load,) = site.step(b=(other, CHUNK_SIZE // 2)).loads
+    assert [(part.digest, part.first_block, part.block_ids) for part in load.parts] == [
+        (digests_of(site, other)[1], 1, tuple(site.blocks["b"][CHUNK_BLOCKS + 1 : 2 * CHUNK_BLOCKS])),
+        (digests_of(site, other)[2], 0, tuple(site.blocks["b"][2 * CHUNK_BLOCKS : 3 * CHUNK_BLOCKS])),
+    ]
+    other.num_computed_tokens = 0
+    other.num_preemptions = 0
+    site.admit(site.add("c", 1, seed=2))
+    assert NULL_BLOCK_ID not in set().union(*site.forgotten)
+
+
+def test_events_name_the_tokens_of_the_chunks_that_are_saved() -> None:
+    site = Site(1, enable_kv_events=True)
+    request = site.add("a", 3)
+    site.admit(request)
+    site.blocks["a"][:1] = [NULL_BLOCK_ID]
+    (store,) = site.step(a=(request, 3 * CHUNK_SIZE)).stores
+    digests = digests_of(site, request)
+    assert store.digests == tuple(digests[1:])
+    assert [story.parent for story in store.stories] == digests[:2]
+    assert [story.token_ids[0] for story in store.stories] == [CHUNK_SIZE, 2 * CHUNK_SIZE]
+
+
+def test_a_lookup_under_an_id_that_comes_again_is_not_released_with_the_one_before() -> None:
+    site = Site(1)
+    site.client.num_found = 2
+    request = site.add("a", 3)
+    assert site.half.get_num_new_matched_tokens(request, 0) == 2 * CHUNK_SIZE
+    site.half.request_finished(request)
+    again = site.add("a", 3)
+    assert site.half.get_num_new_matched_tokens(again, 0) == 2 * CHUNK_SIZE
+    assert site.step().released == []
+    site.half.request_finished(again)
+    assert site.step().released == ["a"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from lmcache.embedded.config import EmbeddedConfig
 from lmcache.embedded.jobs import RetrieveJob, RetrievePart, StoreJob
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.integration.vllm.parallel import ParallelStrategy
@@ -15,6 +16,7 @@ from lmcache.telemetry.periodic import PeriodicThreadRegistry
 from lmcache.testing.paged_memory import CHUNK_SIZE, NUM_LAYERS, PagedMemory, make_layout
 from tests.embedded.site import NUM_BLOCKS, ROOT, blocks_of, config_of, digests_of
 from tests.embedded.test_metrics import make, shown
+from tests.embedded.tiers import memory
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing vLLM warns
@@ -34,11 +36,11 @@ class NoLookups:
 
 
 class Half:
-    def __init__(self, is_layerwise: bool) -> None:
+    def __init__(self, is_layerwise: bool, make_config: Callable[[], EmbeddedConfig] = config_of) -> None:
         self.meter: EmbeddedMetrics = make()
         lookups: Any = NoLookups()
         self.worker = EmbeddedWorker(
-            "instance", config_of, "model", ParallelStrategy(1, 0, 1, False), lookups,
+            "instance", make_config, "model", ParallelStrategy(1, 0, 1, False), lookups,
             PeriodicThreadRegistry(), is_layerwise=lambda: is_layerwise, meter=self.meter,
         )  # fmt: skip
         watch_worker(self.meter, self.worker)
@@ -103,3 +105,22 @@ def test_loads_that_failed_hit_nothing(half: Half) -> None:
     assert found["retrieve_hit_rate"] == 0
     assert found["connector_invalid_block_ids_count"] == len(half.worker.take_bad_block_ids()) > 0
     assert shown(half.meter)["connector_invalid_block_ids_count"] == 0
+
+
+@pytest.mark.parametrize("is_layerwise", [False, True])
+def test_a_load_that_a_pool_cannot_hold_at_once_is_loaded_all_the_same(is_layerwise: bool) -> None:
+    half = Half(is_layerwise, lambda: config_of(4, backends=(memory(),)))
+    half.register()
+    engine = half.worker.engine
+    assert engine is not None
+    engine.pool.wait_until_populated(20.0)
+    for names in ("abc", "def"):
+        half.step(stores=names)
+        assert engine.storage.stores.wait_until_empty(20.0)
+    half.step(loads="abcdef")
+    assert half.worker.take_bad_block_ids() == set()
+    assert shown(half.meter)["num_hit_tokens_total"] == 6 * CHUNK_SIZE - 1
+    half.step(loads="abcx")
+    assert half.worker.take_bad_block_ids() == {block_id for place in range(4) for block_id in blocks_of(place)}
+    assert engine.l1.report()["read_locked_count"] == 0
+    half.worker.close()

@@ -77,9 +77,7 @@ def small_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
 
 
 @pytest.fixture(scope="session")
-def operated_engine(
-    model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operated]:
+def operated_engine(model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     """With events, a disk tier, and the internal API of both halves."""
     port, disk = free_port(), tmp_path_factory.mktemp("operated") / "disk"
     events = {"enable_kv_cache_events": True, "publisher": "null"}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same
 from tests.vllm_v1.operators import Operated
 from tests.vllm_v1.tiers import object_files, wait_until
+from tests.vllm_v1.traffic import Traffic
+
+# What L1 holds, for a script: the engine answers nobody else while it serves.
+_HELD = b"""
+state = app.state.lmcache_adapter.engine.l1._state
+result = str([digest.hex() for _, digest, _ in state.ready_slots()])
+"""
 
 
 @pytest.mark.parametrize("by_layers", [False, True], ids=["whole steps", "by layers"])
@@ -72,3 +81,31 @@ def test_thaw(operated: Operated) -> None:
         engine.store(prompt_of(2 * CHUNK, seed=641), salt)
     assert operated.num_in_l1() == len(operated.files()) == 4
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["lookups wait", "lookups answer later"])
+def test_nothing_comes_up_from_the_disk(operated: Operated, is_async: bool) -> None:
+    """Loads that are under way when the call comes end before it is answered, or leave nothing."""
+    engine, worker, salt = operated.engine, operated.worker, new_salt()
+    for api in (worker, operated.scheduler):
+        api.set(enable_async_loading=is_async)
+        api.recreate_lookup()
+    prompts = [prompt_of(1100, seed=650 + index) for index in range(4)]
+    for prompt in prompts:
+        engine.store(prompt[:1024], salt)
+    operated.leave_disk_only()
+
+    def held() -> set[str]:
+        return set(json.loads(worker.ask("POST", "/run_script", files={"script": _HELD}).text.replace("'", '"')))
+
+    with Traffic(engine.process, prompts, salt) as traffic:
+        for _ in range(5):
+            worker.ask("PUT", "/freeze/enable")
+            before = held()
+            found = traffic.next_round()
+            assert held() == before
+            assert set(found) <= {0, 256, 512, 768, 1024}
+            worker.ask("PUT", "/freeze/disable")
+            assert traffic.next_round() == [1024] * len(prompts)
+            worker.ask("DELETE", "/cache/clear?locations=LocalCPUBackend")
+    traffic.check_outputs()

@@ -177,7 +177,11 @@ def test_meta(operated: Operated) -> None:
             "kv_connector_extra_config",
         }  # fmt: skip
         assert (meta["role"], meta["world_size"], meta["worker_id"]) == (role, 1, 0)
-        assert (meta["kv_shape"], meta["kv_dtype"], meta["chunk_size"]) == ([4, 2, CHUNK, 2, 64], "torch.bfloat16", CHUNK)
+        assert (meta["kv_shape"], meta["kv_dtype"], meta["chunk_size"]) == (
+            [4, 2, CHUNK, 2, 64],
+            "torch.bfloat16",
+            CHUNK,
+        )
         assert meta["kv_connector_extra_config"]["lmcache.local_disk"] == str(operated.disk)
 
 

@@ -18,8 +18,8 @@ HELD, HALF = [512, 1024], [256, 512]
 @pytest.fixture
 def traffic(operated: Operated) -> Iterator[Traffic]:
     salt = new_salt()
-    for prompt in PROMPTS:
-        operated.engine.store(prompt, salt)
+    for prompt, num_held in zip(PROMPTS, HELD, strict=True):
+        operated.engine.store(prompt[:num_held], salt)
     operated.files()
     with Traffic(operated.engine.process, PROMPTS, salt) as found:
         yield found
@@ -91,3 +91,30 @@ def test_chunks_are_counted_once_a_client_counts(operated: Operated) -> None:
     assert scheduler.metric("chunk_statistics_unique_chunks") == 3
     scheduler.ask("POST", "/chunk_statistics/reset")
     assert scheduler.json("GET", "/chunk_statistics/status")["total_chunks"] == 0
+
+
+def test_engine_of_the_scheduler(operated: Operated) -> None:
+    """It has the tiers of all ranks, follows its settings, and neither pool nor pages."""
+    engine, scheduler, salt = operated.engine, operated.scheduler, new_salt()
+    scheduler.set(enable_scheduler_bypass_lookup=True)
+    assert scheduler.recreate_lookup() == (SYNC, BYPASS)
+    engine.store(PROMPTS[0], salt)
+    operated.leave_disk_only()
+    assert engine.hit(PROMPTS[0], salt).num_cached_tokens == 512
+    scheduler.set(max_local_disk_size=0)
+    assert scheduler.json("GET", "/backends") == {}
+    assert engine.hit(PROMPTS[0], salt).num_cached_tokens == 0
+    scheduler.set(max_local_disk_size=1.0)
+    assert list(scheduler.json("GET", "/backends")) == ["LocalDiskBackend"]
+    assert engine.hit(PROMPTS[0], salt).num_cached_tokens == 512
+    scheduler.ask("PUT", "/freeze/enable")
+    assert engine.hit(PROMPTS[0], salt).num_cached_tokens == 0
+    scheduler.ask("PUT", "/freeze/disable")
+    refused = scheduler.json("POST", "/cache/store?tokens_mock=0,256", 500)
+    assert (refused["error"], "Traceback" in refused["message"]) == ("Failed to store cache", False)
+    assert not scheduler.json("GET", "/hot_cache/status")["hot_cache"]
+    scheduler.json("GET", "/cache/kvcache/info", 404)
+    assert scheduler.json("DELETE", "/cache/clear")["num_removed"] == 2
+    assert not operated.files()
+    scheduler.set(enable_scheduler_bypass_lookup=False)
+    assert scheduler.recreate_lookup() == (BYPASS, SYNC)

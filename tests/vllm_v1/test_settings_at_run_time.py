@@ -85,7 +85,9 @@ def test_locations_of_retrieves(operated: Operated) -> None:
     assert num_cached(operated, salt) == 512
 
 
-@pytest.mark.parametrize(("location", "num_in_l1", "num_files"), [("LocalDiskBackend", 0, 2), ("LocalCPUBackend", 2, 0)])
+@pytest.mark.parametrize(
+    ("location", "num_in_l1", "num_files"), [("LocalDiskBackend", 0, 2), ("LocalCPUBackend", 2, 0)]
+)
 def test_location_of_stores(operated: Operated, location: str, num_in_l1: int, num_files: int) -> None:
     salt = new_salt()
     operated.worker.set(store_location=location)

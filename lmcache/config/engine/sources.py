@@ -53,7 +53,7 @@ def read_file(path: str) -> Source:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ConfigError(f"the configuration file {path} must hold keys and values, such as `chunk_size: 256`")
     if _has_too_many_values(found):
-        raise ConfigError(f"the configuration file {path} holds more than {_VALUES_MAX} values (aliases count each time)")
+        raise ConfigError(f"the configuration file {path} holds more than {_VALUES_MAX} values, aliases written out")
     return _sort({name: Given(value, f"{name} in {path}") for name, value in found.items()})
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.config.engine.loading import load_engine_config
 from lmcache.config.engine.sources import FILE_VARIABLE, read_environment, read_file
+from lmcache.core.keys import check_model_name
 from lmcache.core.sizes import GIB, MIB
-from lmcache.errors import ConfigError
+from lmcache.errors import ConfigError, KeyFormatError
 from lmcache.integration.synthetic.shape import ModelShape
 
 _POOL_BYTES_MIN = 64 * MIB
@@ -44,6 +45,10 @@ def load_standalone_config(
     unset = {f"lmcache.{key}": value for key, value in defaults.items() if key not in given}
     config, warnings = load_engine_config(environ, unset, config_file)
     _check_chunks(config.chunk_size, settings)
+    try:
+        check_model_name(settings.model_name)
+    except KeyFormatError as error:
+        raise ConfigError(f"--model cannot be used: {error}") from error
     return config, warnings
 
 

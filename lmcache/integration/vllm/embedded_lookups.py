@@ -34,7 +34,8 @@ class EmbeddedLookups:
         self._client = client
         self._clock = clock
         self._sleep = sleep
-        self._released: list[str] = []
+        # In the order in which they came.
+        self._released: dict[str, None] = {}
         self._has_asked_in_vain = False
 
     def ask(self, tracker: EmbeddedTracker, root: bytes, unfull: UnfullChunk | None, num_local_tokens: int) -> bool:
@@ -45,6 +46,7 @@ class EmbeddedLookups:
         prompt, num_tokens = self._prompt(tracker, root, unfull)
         if not tracker.is_pending:
             tracker.asking_since_s = self._clock()
+        self._released.pop(tracker.request_id, None)  # what is found now is held instead of what was found before
         found = self._client.lookup(tracker.request_id, prompt, num_tokens > num_local_tokens)
         tracker.is_holding, tracker.is_pending = True, found is None
         if found is None:
@@ -85,11 +87,11 @@ class EmbeddedLookups:
             self._client.forget(tracker.request_id)
         if tracker.is_holding:
             tracker.is_holding = False
-            self._released.append(tracker.request_id)
+            self._released[tracker.request_id] = None
 
     def take_released(self) -> list[str]:
-        released, self._released = self._released, []
-        return released
+        released, self._released = self._released, {}
+        return list(released)
 
     def back_off(self, num_scheduled_tokens: int) -> None:
         """vLLM asks again in its next step, and one without tokens takes no time: leave the ranks some."""

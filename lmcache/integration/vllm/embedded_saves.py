@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmcache.embedded.jobs import ChunkStory, StoreJob
+from lmcache.integration.vllm.embedded_loads import NULL_BLOCK_ID
 from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnfullChunk
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Chunk `index` of a request, and where it is."""
+
+    index: int
+    digest: bytes
+    block_ids: tuple[int, ...]
+    num_tokens: int
 
 
 class EmbeddedSaves:
@@ -82,11 +94,18 @@ class EmbeddedSaves:
         chunks = self._place(tracker, first, last, unfull, block_ids[0] if block_ids else ())
         if chunks is None:
             return None
-        digests, rows, num_tokens = chunks
         tracker.num_known_chunks = last
         tracker.is_unfull_known = tracker.is_unfull_known or unfull is not None
-        stories = self._stories(tracker, first, digests) if self._tells_events() else ()
-        return StoreJob(root, tracker.cache_salt, digests, rows, stories, request_id, num_tokens)
+        return self._make_job(tracker, root, [chunk for chunk in chunks if NULL_BLOCK_ID not in chunk.block_ids])
+
+    def _make_job(self, tracker: EmbeddedTracker, root: bytes, chunks: Sequence[_Chunk]) -> StoreJob | None:
+        if not chunks:
+            return None
+        digests = tuple(chunk.digest for chunk in chunks)
+        rows = tuple(chunk.block_ids for chunk in chunks)
+        stories = tuple(self._story(tracker, chunk) for chunk in chunks) if self._tells_events() else ()
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        return StoreJob(root, tracker.cache_salt, digests, rows, stories, tracker.request_id, num_tokens)
 
     def _new_unfull(self, tracker: EmbeddedTracker, num_computed: int) -> UnfullChunk | None:
         """The chunk that ends with the prompt, once all of it is computed."""
@@ -96,27 +115,24 @@ class EmbeddedSaves:
 
     def _place(
         self, tracker: EmbeddedTracker, first: int, last: int, unfull: UnfullChunk | None, block_ids: Sequence[int]
-    ) -> tuple[tuple[bytes, ...], tuple[tuple[int, ...], ...], int] | None:
-        """Digests of these chunks, their blocks, and how many tokens they have; None where vLLM has fewer blocks."""
+    ) -> list[_Chunk] | None:
+        """These chunks and their blocks; None where vLLM has fewer blocks."""
         digests = tracker.chain.digests[first:last]
-        sizes = [self._per_chunk] * len(digests)
-        num_tokens = len(digests) * self._chunk_size
+        sizes = [(self._per_chunk, self._chunk_size)] * len(digests)
         if unfull is not None:
             digests.append(unfull.digest)
-            sizes.append(unfull.num_blocks)
-            num_tokens += unfull.num_tokens
-        ends = list(itertools.accumulate(sizes, initial=first * self._per_chunk))
+            sizes.append((unfull.num_blocks, unfull.num_tokens))
+        ends = list(itertools.accumulate((num_blocks for num_blocks, _ in sizes), initial=first * self._per_chunk))
         if len(block_ids) < ends[-1]:
             return None
-        return tuple(digests), tuple(tuple(block_ids[a:b]) for a, b in itertools.pairwise(ends)), num_tokens
+        rows = [tuple(block_ids[start:end]) for start, end in itertools.pairwise(ends)]
+        return [
+            _Chunk(index, digest, row, num_tokens)
+            for index, (digest, row, (_, num_tokens)) in enumerate(zip(digests, rows, sizes, strict=True), first)
+        ]
 
-    def _stories(self, tracker: EmbeddedTracker, first: int, digests: Sequence[bytes]) -> tuple[ChunkStory, ...]:
-        request, chain, chunk_size = tracker.request, tracker.chain.digests, self._chunk_size
+    def _story(self, tracker: EmbeddedTracker, chunk: _Chunk) -> ChunkStory:
+        request, start = tracker.request, chunk.index * self._chunk_size
         lora_name = request.lora_request.lora_name if request.lora_request else None
-        tokens: Sequence[int] = request.all_token_ids
-        stories = []
-        for index in range(first, first + len(digests)):
-            end = (index + 1) * chunk_size if index < len(chain) else request.num_prompt_tokens
-            parent = chain[index - 1] if index else None
-            stories.append(ChunkStory(parent, tuple(tokens[index * chunk_size : end]), lora_name))
-        return tuple(stories)
+        parent = tracker.chain.digests[chunk.index - 1] if chunk.index else None
+        return ChunkStory(parent, tuple(request.all_token_ids[start : start + chunk.num_tokens]), lora_name)

@@ -1,7 +1,8 @@
 """The scheduler half of the in-process mode: what the ranks hold, what to load, what to save.
 
 Loads are synchronous: they end before the forward pass of their step. Of a step that loads, several ranks
-save nothing, since none knows how the others' loads went; a single rank saves unless its own failed.
+save nothing, since none knows how the others' loads went; a single rank saves unless its own failed. While
+vLLM does not know how an earlier step's loads went, nobody saves: what it computes may rest on them.
 """
 
 from __future__ import annotations
@@ -226,11 +227,12 @@ class EmbeddedScheduler:
         self._look_for_reset()
         self._look_for_failures()
         self._unconfirmed.confirm(self._step)
+        may_save = not len(self._unconfirmed) and (self._world_size == 1 or not self._new_loads)
         meta = EmbeddedMetadata(loads=[self._make_load(output, tracker) for tracker in self._new_loads])
         for tracker in self._new_loads:
             self._unconfirmed.add(tracker, self._step)
         self._new_loads = []
-        if self._root and (self._world_size == 1 or not len(self._unconfirmed)):
+        if self._root and may_save:
             meta.stores = self.saves.plan(output, self._root)
         meta.released = self._lookups.take_released()
         self._lookups.back_off(output.total_num_scheduled_tokens)

@@ -144,6 +144,8 @@ class EmbeddedWorker:
             self._end_layers(self._step, is_wanted=False)
             self._step.abort()
             self._step = None
+        if self.engine is not None:
+            self.engine.begin_step()
         if self.engine is not None and self._goes_by_layers():
             numbers = self._layer_numbers or {}
             self._step = LayerwiseStep(self.engine, numbers, self._layer_thread, meta.stores, self._load_timeout_s())

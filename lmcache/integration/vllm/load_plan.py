@@ -27,7 +27,7 @@ def plan_load(
     chunks = []
     for index in range(first // per_chunk, chunks_needed(promise, first_token + num_tokens)):
         start, end = max(first, index * per_chunk), min(last, (index + 1) * per_chunk)
-        for run_start, run in _runs_without(null_block_id, start, list(block_ids[start:end])):
+        for run_start, run in runs_without(null_block_id, start, list(block_ids[start:end])):
             chunks.append(LoadChunk(promise.chunks[index], run_start - index * per_chunk, run))
     return tuple(chunks)
 
@@ -37,7 +37,7 @@ def chunks_needed(promise: Promise, num_tokens: int) -> int:
     return -(-num_tokens // promise.chunk_size)
 
 
-def _runs_without(null_block_id: int | None, start: int, block_ids: list[int]) -> list[tuple[int, tuple[int, ...]]]:
+def runs_without(null_block_id: int | None, start: int, block_ids: list[int]) -> list[tuple[int, tuple[int, ...]]]:
     """Consecutive blocks with their first position, null blocks (out of a sliding window) left out."""
     if null_block_id is None or null_block_id not in block_ids:
         return [(start, tuple(block_ids))] if block_ids else []

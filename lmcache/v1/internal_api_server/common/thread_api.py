@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import traceback
@@ -14,6 +15,9 @@ from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
 
 router = APIRouter(tags=["diagnostics"])
+
+# One at a time sets the collector's threshold, and puts it back.
+_looking = threading.Lock()
 
 
 @router.get("/threads", response_class=PlainTextResponse, summary="Python threads with their stacks")
@@ -30,9 +34,22 @@ async def threads(
 def _report(name: str, thread_id: int) -> str:
     """Reads source files, hence not on the event loop."""
     found = [thread for thread in threading.enumerate() if _fits(thread, name, thread_id)]
-    frames = sys._current_frames()
+    frames = _current_frames()
     entries = [_entry(thread, frames.get(thread.ident or 0)) for thread in found]
     return "\n\n".join([*entries, f"=== Thread Summary ===\nTotal threads: {len(found)}"])
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """Without a garbage collection meanwhile: in Python before 3.11.8 one that frees a `threading.local` waits for
+    itself then, with the interpreter's lock, and the whole process stops. The switch of the collector is left to
+    whoever owns it."""
+    with _looking:
+        thresholds = gc.get_threshold()
+        gc.set_threshold(0)
+        try:
+            return sys._current_frames()
+        finally:
+            gc.set_threshold(*thresholds)
 
 
 def _fits(thread: threading.Thread, name: str, thread_id: int) -> bool:
