@@ -119,7 +119,7 @@ class AdapterContext:
     only a declared capacity makes the adapter evict. `boot_id` tells servers apart that share
     a backend. `is_persistent` False: a clean close removes what was stored. `is_reader`: what others
     keep at the backend is looked up and loaded, and removed only on request: nothing is made, evicted, swept or
-    repaired.
+    repaired, nor removed at a close.
     """
 
     type_name: str

@@ -8,6 +8,7 @@ import pathlib
 from tests.conftest import FakeClock
 from tests.embedded.site import backend, config_of, opened
 from tests.embedded.test_metrics import make, shown
+from tests.embedded.tiers import disk
 
 
 def test_copies_and_evictions_are_counted(pool_folder: pathlib.Path) -> None:
@@ -28,6 +29,18 @@ def test_copies_and_evictions_are_counted(pool_folder: pathlib.Path) -> None:
         assert shown(meter)["retrieve_to_gpu_time_count"] == 1
         assert site.retrieve("x") != ""
         assert shown(meter)["retrieve_to_gpu_time_count"] == 1
+
+
+def test_evictions_for_what_comes_from_tiers_are_counted(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    meter = make()
+    with opened(pool_folder, config_of(4, backends=(disk(tmp_path),)), meter=meter) as site:
+        site.store("ab")
+        site.wait_until_stored()
+        site.store("cdef")
+        site.wait_until_stored()
+        assert shown(meter)["local_cpu_evict_keys_count_total"] == 2
+        assert site.lookup("ab", wait_s=5.0) == 2
+        assert shown(meter)["local_cpu_evict_keys_count_total"] == 4
 
 
 def test_objects_without_room_are_counted(pool_folder: pathlib.Path) -> None:

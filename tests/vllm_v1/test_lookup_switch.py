@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -9,10 +10,21 @@ import pytest
 from tests.vllm_shared.prompts import new_salt, prompt_of
 from tests.vllm_v1.lookup_flow import BYPASS, SYNC, check_flow, limited
 from tests.vllm_v1.operators import Operated
+from tests.vllm_v1.tiers import wait_until
 from tests.vllm_v1.traffic import Traffic
 
 PROMPTS = [prompt_of(700, seed=900), prompt_of(1100, seed=901)]
 HELD, HALF = [512, 1024], [256, 512]
+
+_HANG = """
+import time
+def hang(*prompt):
+    began.touch()
+    while not goes_on.exists():
+        time.sleep(0.01)
+    return 0
+worker.lookup = hang
+"""
 
 
 @pytest.fixture
@@ -118,3 +130,26 @@ def test_engine_of_the_scheduler(operated: Operated) -> None:
     assert not operated.files()
     scheduler.set(enable_scheduler_bypass_lookup=False)
     assert scheduler.recreate_lookup() == (BYPASS, SYNC)
+
+
+def test_rank_that_hangs_holds_up_no_operator(operated: Operated, tmp_path: pathlib.Path) -> None:
+    """Both halves answer while a lookup hangs in the rank, and what is put in its place works."""
+    engine, scheduler, worker, salt = operated.engine, operated.scheduler, operated.worker, new_salt()
+    engine.store(PROMPTS[0][:512], salt)
+    engine.process.forget()
+    scheduler.set(lookup_timeout_ms=1000)
+    goes_on, began = tmp_path / "goes_on", tmp_path / "began"
+    engine.run(_HANG, goes_on=goes_on, began=began)
+    try:
+        engine.process.begin("generate", [PROMPTS[0]], 4, salts=[salt])
+        wait_until(began.exists, "the rank is asked")
+        assert scheduler.json("POST", "/lookup/create?dryrun=true")["dryrun"]
+        assert scheduler.lookup_name() == SYNC
+        assert worker.json("POST", "/lookup/create?dryrun=true")["dryrun"]
+        assert worker.recreate_lookup() == ("LMCacheLookupServer", "LMCacheLookupServer")
+        (missed,) = engine.process.answer()
+    finally:
+        goes_on.touch()
+        engine.run("del worker.lookup")
+    assert missed.num_cached_tokens == 0
+    wait_until(lambda: engine.hit(PROMPTS[0], salt).num_cached_tokens == 512, "the rank is asked again")

@@ -52,22 +52,27 @@ class LayerwiseStep:
     # Loads
 
     def load(self, jobs: Sequence[RetrieveJob]) -> list[tuple[RetrieveJob, str]]:
-        """Begin these loads; those that cannot even begin, and why."""
-        failed: list[tuple[RetrieveJob, str]] = []
+        """Begin these loads; those that are over already, with empty or why they failed."""
+        over: list[tuple[RetrieveJob, str]] = []
         loads: list[LayerLoad] = []
         for job in jobs:
             try:
-                loads.append(self._engine.begin_retrieve(job))
+                load = self._engine.begin_retrieve(job)
+                if load.failure:  # L1 may have no room for all of it at once: whole, now, a part after the other
+                    load.end(is_whole=False)
+                    over.append((job, self._engine.retrieve(job)))
+                    continue
             except Exception as error:  # the root of a copy: a failed load, never a failed step
                 logger.exception("a load failed")
-                failed.append((job, f"{type(error).__name__}: {error}"))
+                over.append((job, f"{type(error).__name__}: {error}"))
                 self._engine.release((job.lookup_id,))
             else:
+                loads.append(load)
                 self._jobs.append(job)
         if loads:
             self._loads = LayerLoads(loads, len(self._numbers), self._timeout_s)
             self._thread.start(self._loads)
-        return failed
+        return over
 
     def wait_for(self, name: str) -> None:
         """Returns once this layer's pages are there, or are given up. An unknown layer may use any other's."""

@@ -164,9 +164,10 @@ class EmbeddedWorker:
     def load(self, meta: EmbeddedMetadata) -> None:
         """Before the forward pass: what this returns from has been read, or is on its way, or is reported as bad."""
         if self._step is not None:
-            failed = self._step.load(meta.loads)
+            over = self._step.load(meta.loads)
+            failed = [(job, failure) for job, failure in over if failure]
             self._note_failures(failed)
-            self._count_loads([job for job, _ in failed], failed, 0.0)
+            self._count_loads([job for job, _ in over], failed, 0.0)
         else:
             self._note_failures([(job, failure) for job in meta.loads if (failure := self._load(job))])
         for job in meta.loads:
