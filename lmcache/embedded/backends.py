@@ -14,6 +14,7 @@ from typing import Any
 
 from lmcache.embedded.config import Backend, EmbeddedConfig
 from lmcache.embedded.routing import L1_BACKEND, Routing
+from lmcache.embedded.tiers import OPEN_PATIENCE_S
 from lmcache.errors import ConfigError, LMCacheError, UnknownBackendError
 from lmcache.storage.manager import StorageManager
 from lmcache.storage.tier import Tier, TierConfig
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 # How long a switch waits for what is being written at that moment.
 _SETTLE_S = 5.0
-# How long a change waits for a new tier, so that whoever made it can use it. One that takes longer goes on opening.
-_OPEN_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ class BackendSet:
         """`storage` has the tiers of `config`, in their order. `on_open` is told of every tier that is put to use."""
         self.changing = threading.RLock()
         self.routing = Routing()
+        self._told_unknown: list[str] = []
         self._storage = storage
         self._has_l1 = has_l1
         self._on_open = on_open
@@ -90,7 +90,8 @@ class BackendSet:
         if self.routing.store_location is not None:
             locations.add(self.routing.store_location)
         unknown = sorted(locations - {L1_BACKEND, *self.names()})
-        if unknown:
+        is_new, self._told_unknown = unknown != self._told_unknown, unknown
+        if unknown and is_new:
             logger.warning(
                 "retrieve_locations or store_location name %s; there are: %s",
                 ", ".join(unknown), ", ".join(self.names()),
@@ -227,7 +228,7 @@ class BackendSet:
         for name, tier in self.tiers():
             if tier.index == index:
                 self._on_open(name, tier)
-                tier.wait_until_open(_OPEN_PATIENCE_S)
+                tier.wait_until_open(OPEN_PATIENCE_S)
 
     def _close(self, entry: _Open) -> None:
         self._open.remove(entry)

@@ -32,7 +32,7 @@ from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.mock import MockTokens, scratch_copier
 from lmcache.embedded.pool import close_private_pool, open_private_pool
 from lmcache.embedded.routing import L1_BACKEND
-from lmcache.embedded.tiers import open_storage
+from lmcache.embedded.tiers import OPEN_PATIENCE_S, open_storage
 from lmcache.embedded.transfers import PageTransfers
 from lmcache.engine.pool import SERVER_UID
 from lmcache.kv_copy.base import KVCopier
@@ -103,7 +103,7 @@ class EmbeddedEngine(EngineOperations):
 
     def start(self) -> None:
         """Bring the tiers up; waits a while for them and goes on without those that take longer."""
-        self.storage.start(self.threads)
+        self.storage.start(self.threads, OPEN_PATIENCE_S)
         self.threads.start(self._monitor)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from lmcache.embedded.backends import BackendSet, routing_of
 from lmcache.embedded.config import Backend, EmbeddedConfig
 from lmcache.embedded.jobs import Prompt
 from lmcache.embedded.operations import LoadedChunks
-from lmcache.embedded.tiers import open_storage
+from lmcache.embedded.tiers import OPEN_PATIENCE_S, open_storage
 from lmcache.engine.pool import SERVER_UID
 from lmcache.errors import LMCacheError
 from lmcache.l1.namespace import RankGroup
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 # Few chunks are asked for at first, since most prompts that miss miss at once.
 _FIRST_WINDOW_CHUNKS = 4
 _WINDOW_CHUNKS_MAX = 64
-_OPEN_PATIENCE_S = 1.0
 
 
 class TierEngine(BackendOperations):
@@ -61,7 +60,7 @@ class TierEngine(BackendOperations):
 
     def start(self) -> None:
         """Bring the tiers up; waits a moment for them, and those that workers have not made yet come later."""
-        self._storage.start(self.threads, _OPEN_PATIENCE_S)
+        self._storage.start(self.threads, OPEN_PATIENCE_S)
 
     def close(self) -> None:
         """Idempotent."""

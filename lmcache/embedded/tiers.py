@@ -10,6 +10,10 @@ from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import TierConfig
 from lmcache.telemetry.metrics import MetricRegistry
 
+# How long a start, or a change, waits for a tier, so that who made it can use it. One that takes longer goes on
+# opening: until then it holds nothing, and nobody is kept waiting for it.
+OPEN_PATIENCE_S = 1.0
+
 
 class NoLimits:
     """A `TenantLimits` for a process whose tenants share all there is."""

@@ -43,7 +43,7 @@ class CacheKeys:
     )
     use_layerwise: bool = setting(FLAG, False, "Load and save layer by layer.")
     blocking_timeout_secs: int = setting(
-        whole(1, 86400), 10, "Seconds that a load may take; past it the chunk is a miss."
+        whole(1, 86400), 10, "Seconds that all loads of a step may take; past it they are misses."
     )
     pin_timeout_sec: int = setting(whole(1), 300, "Seconds after which a pinned chunk is let go.")
     pin_check_interval_sec: int = setting(whole(1, 86400), 30, "Seconds between two looks for such pins.")
