@@ -255,8 +255,7 @@ class EmbeddedEngine(EngineOperations):
         routing = self._backends.routing
 
         def lock(num_chunks: int) -> list[Place]:
-            found = (self.l1.lock_key(key, group, digest, routing.retains) for digest in digests[:num_chunks])
-            return [place for place in found if place is not None]
+            return [place for place, _ in self.l1.lock_keys(key, group, digests[:num_chunks], routing.retains)]
 
         wanted = Wanted(key, digests, num_held, parts[-1].chunk_blocks)
         return self._fetcher.fetch(wanted, wait_s, routing, lock) or []

@@ -55,7 +55,9 @@ def open_private_pool(
     with _own_mutex:
         _own_folders.add(folder)
     try:
-        return Pool(PoolConfig(folder, geometry, eviction_policy=config.eviction_policy), clock, adopts=False)
+        return Pool(
+            PoolConfig(folder, geometry, eviction_policy=config.eviction_policy, maps_ahead=True), clock, adopts=False
+        )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         _forget(folder)

@@ -101,34 +101,26 @@ class PageTransfers:
     def retrieve(self, key: NamespaceKey, parts: Sequence[RetrievePart], retain: bool) -> str:
         """Copy chunks that L1 has into the pages: empty, or why these pages must not be trusted."""
         begun_s = self._meter.clock()
-        failure = next(filter(None, (self._retrieve_part(key, part, retain) for part in parts)), "")
+        held, failure = self._hold(key, parts, retain)
+        try:
+            failure = failure or next(filter(None, map(self._scatter, held)), "")
+        finally:
+            self._l1.unlock([part.place for part in held])
         if not failure:
             self._meter.scattered(self._meter.clock() - begun_s)
         return failure
 
-    def _retrieve_part(self, key: NamespaceKey, part: RetrievePart, retain: bool) -> str:
-        held = self._hold(key, part, retain)
-        if isinstance(held, str):
-            return held
-        try:
-            self._copier.scatter(held.slot, part.first_block, part.block_ids)
-            self._steps.reached("retrieve.copied")
-            return "" if self._l1.holds(held.place) else "it was cleared while it was read"
-        finally:
-            self._l1.unlock([held.place])
+    def _scatter(self, held: HeldPart) -> str:
+        self._steps.reached("retrieve.check")
+        self._copier.scatter(held.slot, held.part.first_block, held.part.block_ids)
+        self._steps.reached("retrieve.copied")
+        return "" if self._l1.holds(held.place) else "it was cleared while it was read"
 
     def begin_retrieve(
         self, key: NamespaceKey, job: RetrieveJob, retain: bool, on_end: Callable[[], object]
     ) -> LayerLoad:
         """Hold all that is to be loaded; the last block is loaded now if the engine will write to it."""
-        held: list[HeldPart] = []
-        failure = ""
-        for part in job.parts:
-            found = self._hold(key, part, retain)
-            if isinstance(found, str):
-                failure = found
-                break
-            held.append(found)
+        held, failure = self._hold(key, job.parts, retain)
         on_copied = functools.partial(self._steps.reached, "retrieve.copied")
         load = LayerLoad(held, self._copier, self._l1, on_end, on_copied, self._meter, failure)
         try:
@@ -139,20 +131,19 @@ class PageTransfers:
             raise
         return load
 
-    def _hold(self, key: NamespaceKey, part: RetrievePart, retain: bool) -> HeldPart | str:
-        """Lock a chunk for its reader, or why it cannot be read."""
-        self._steps.reached("retrieve.check")
-        place = self._l1.lock_key(key, self._rank_group, part.digest, retain=retain)
-        if place is None:
-            return "it was evicted or cleared"
-        held = self._l1.describe(place)
-        expected = self._bytes_of(part.chunk_blocks) or self._chunk_bytes
-        if held is None or held.length != expected:
-            # Nobody could ever load it, and while it is there nobody stores it anew.
-            self._l1.let_go([place])
-            self._l1.unlock([place])
-            return "its place does not fit this engine"
-        return HeldPart(part, place, self._slot(held.offset, held.length))
+    def _hold(self, key: NamespaceKey, parts: Sequence[RetrievePart], retain: bool) -> tuple[list[HeldPart], str]:
+        """Lock chunks for their reader: the leading ones that can be read, and why the next one cannot."""
+        found = self._l1.lock_keys(key, self._rank_group, [part.digest for part in parts], retain)
+        held: list[HeldPart] = []
+        failure = "it was evicted or cleared" if len(found) < len(parts) else ""
+        for part, (place, offset) in zip(parts, found, strict=False):
+            if place.length != (self._bytes_of(part.chunk_blocks) or self._chunk_bytes):
+                # Nobody could ever load it, and while it is there nobody stores it anew.
+                self._l1.let_go([place])
+                self._l1.unlock([unread for unread, _ in found[len(held) :]])
+                return held, "its place does not fit this engine"
+            held.append(HeldPart(part, place, self._slot(offset, place.length)))
+        return held, failure
 
     def _slot(self, offset: int, length: int) -> Bytes:
         return np.frombuffer(self._pool.view(offset, length), dtype=np.uint8)

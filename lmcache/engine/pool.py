@@ -35,7 +35,8 @@ SERVER_UID = 0
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """Where the pool lies and how it behaves. `keep`: a clean stop leaves it for the next start."""
+    """Where the pool lies and how it behaves. `keep`: a clean stop leaves it for the next start. `maps_ahead`: this
+    process is the one that copies, and maps the pages in the background."""
 
     folder: pathlib.Path
     geometry: Geometry
@@ -44,6 +45,7 @@ class PoolConfig:
     write_ttl_s: float = 600.0
     keep: bool = False
     interleave_numa: bool = False
+    maps_ahead: bool = False
 
 
 class Pool:
@@ -89,7 +91,7 @@ class Pool:
         """Take the pages behind what recovery found in use, a slice at a time."""
         if self.config.interleave_numa and not interleave_this_thread(online_nodes()):
             logger.warning("this kernel does not interleave NUMA nodes; the pool follows its default policy")
-        position = self.l1.memory_bytes()[1]
+        position, maps_ahead = self.l1.memory_bytes()[1], self.config.maps_ahead
         while position < self.config.geometry.pool_bytes and not self._stopping.is_set():
             length = min(_SLICE_BYTES, self.config.geometry.pool_bytes - position)
             try:
@@ -99,6 +101,8 @@ class Pool:
                 logger.error("the pool stays at %d bytes: %s", position, error)
                 return
             self.l1.grow(length)
+            if maps_ahead:
+                maps_ahead = self.files.map_ahead(position, length)
             position += length
 
     def wait_until_populated(self, timeout_s: float) -> None:

@@ -168,6 +168,13 @@ class L1Manager:
         with self._mutex:
             return self._moves.lock_key(key, rank_group, digest, retain)
 
+    def lock_keys(
+        self, key: NamespaceKey, rank_group: RankGroup, digests: Sequence[bytes], retain: bool
+    ) -> list[tuple[Place, int]]:
+        """The same for the leading ones of these that are here: places, and offsets in the pool."""
+        with self._mutex:
+            return self._moves.lock_keys(key, rank_group, digests, retain)
+
     def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
         """Make an object that was loaded findable, and lock it; a temporary one goes with its last lock.
         None where its time ran out."""

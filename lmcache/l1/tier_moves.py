@@ -44,15 +44,26 @@ class TierMoves:
 
     def lock_key(self, key: NamespaceKey, rank_group: RankGroup, digest: bytes, retain: bool) -> Place | None:
         """Lock the object of a key, if it is there. With `retain`, it is not temporary any more."""
+        found = self.lock_keys(key, rank_group, (digest,), retain)
+        return found[0][0] if found else None
+
+    def lock_keys(
+        self, key: NamespaceKey, rank_group: RankGroup, digests: Sequence[bytes], retain: bool
+    ) -> list[tuple[Place, int]]:
+        """The same for the leading ones of these that are there, each with its offset in the pool."""
         namespace = self._state.namespaces.get(key)
-        slot = namespace.ready.get(rank_group, {}).get(digest) if namespace is not None else None
-        if slot is None:
-            return None
-        self._locks.lock_one(slot)
-        if retain and self._state.keeps_loaded:
-            self._state.temporary.discard(slot)
-        records = self._state.slots.records
-        return Place(slot, records.slot_word(slot), records.extent(slot)[1])
+        ready = namespace.ready.get(rank_group, {}) if namespace is not None else {}
+        records, found = self._state.slots.records, []
+        for digest in digests:
+            slot = ready.get(digest)
+            if slot is None:
+                break
+            self._locks.lock_one(slot)
+            if retain and self._state.keeps_loaded:
+                self._state.temporary.discard(slot)
+            offset, length = records.extent(slot)
+            found.append((Place(slot, records.slot_word(slot), length), offset))
+        return found
 
     def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
         """An object that was loaded becomes findable. A temporary one is locked, and goes with its last lock; where

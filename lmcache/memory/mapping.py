@@ -5,7 +5,6 @@ Checks that it is the very pool the server means: same random id, same inode.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import pathlib
@@ -15,10 +14,10 @@ from collections.abc import Callable
 import numpy as np
 
 from lmcache.errors import DeclinedError, PoolError
+from lmcache.memory.page_tables import map_pages
 from lmcache.memory.pool_files import PAGE_BYTES, Geometry, decode_header, populated_bytes
 from lmcache.memory.records import SlotReader
 
-_MADV_POPULATE_WRITE = 23
 _SLICE_BYTES = 64 << 20
 _WAIT_S = 0.05
 _WAIT_S_MAX = 5.0
@@ -60,11 +59,9 @@ class PoolMapping:
     def touch_ahead(self, should_stop: Callable[[], bool]) -> None:
         """Map the pool's pages before they are used, following the server as it populates them.
 
-        A first touch costs more than the copy itself. Releases the interpreter while the
-        kernel works; meant for a background thread, ends when all is mapped.
+        Meant for a background thread, ends when all is mapped.
         """
-        libc = ctypes.CDLL(None, use_errno=True)
-        address, position, wait_s = self.bytes.ctypes.data, 0, _WAIT_S
+        position, wait_s = 0, _WAIT_S
         while position < self.geometry.pool_bytes and not should_stop():
             length = min(_SLICE_BYTES, populated_bytes(self._index) - position)
             if length <= 0:
@@ -72,8 +69,8 @@ class PoolMapping:
                 wait_s = min(2 * wait_s, _WAIT_S_MAX)  # the server may be out of memory for good
                 continue
             wait_s = _WAIT_S
-            if libc.madvise(ctypes.c_void_p(address + position), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) != 0:
-                return  # an old kernel: pages are mapped on first use instead
+            if not map_pages(self.bytes, position, length):
+                return
             position += length
 
     def close(self) -> None:

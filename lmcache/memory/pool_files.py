@@ -24,11 +24,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from lmcache.core.sizes import align_up
 from lmcache.errors import NoRoomError, PoolError, PoolInUseError
 from lmcache.memory.client_lock import FileLock
+from lmcache.memory.page_tables import map_pages
 from lmcache.memory.records import RECORD_BYTES
 
 PAGE_BYTES = 4096
@@ -217,6 +219,10 @@ class PoolFiles:
         except OSError as error:
             raise NoRoomError(f"no room for bytes {start} to {start + length} of the pool: {error}") from error
         _POPULATED.pack_into(self.index, _POPULATED_AT, start + length)
+
+    def map_ahead(self, start: int, length: int) -> bool:
+        """Map populated bytes into this process, for who is going to copy. False: pages are mapped on first use."""
+        return map_pages(np.frombuffer(self.view(0, self.geometry.pool_bytes), np.uint8), start, length)
 
     def view(self, offset: int, length: int) -> memoryview:
         """Bytes of the pool, which this process maps when it first looks at them. They must be populated."""

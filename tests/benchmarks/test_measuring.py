@@ -20,8 +20,8 @@ def test_rivals_take_turns_and_warm_up_does_not_count() -> None:
 
     found = in_turns({"a": lambda: take("a"), "b": lambda: take("b")}, {"c": lambda: take("c")}, rounds=2, warm_up=1)
 
-    assert "".join(order) == "bacabcbac"
-    assert found == {"a": [4.0, 8.0], "b": [5.0, 7.0], "c": [6.0, 9.0]}
+    assert "".join(order) == "abbac" * 3
+    assert found == {"a": [7.5, 12.5], "b": [7.5, 12.5], "c": [10.0, 15.0]}
 
 
 def hook_times(hook_s: float, cpu_s: float) -> HookTimes:

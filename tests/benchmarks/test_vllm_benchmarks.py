@@ -22,7 +22,7 @@ def test_vllm_ttft() -> None:
 
 
 def test_embedded_ttft() -> None:
-    rows = embedded_ttft.main((1024, 600), TINY_LLAMA, rounds=1, warm_up=1)
+    rows = embedded_ttft.main((1024, 600), TINY_LLAMA, rounds=1, warm_up=1, num_pairs=1)
 
     assert names_of_judged(rows) == ["1K: ours to bare", "600: ours to bare"]
 

@@ -78,3 +78,23 @@ def test_pool_that_finds_no_room_names_the_setting(pool_folder: pathlib.Path) ->
     with pytest.raises(NoRoomError, match="it must be above 0"):
         open_private_pool(config_of(0), pool_folder)
     assert not pool_folder.exists()
+
+
+def mapped_kib(path: pathlib.Path) -> int:
+    """What of this file is in the page tables of this process."""
+    found, total = False, 0
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            found = line.endswith(str(path))
+        elif found and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+def test_pages_are_mapped_before_they_are_used(prefix: str) -> None:
+    """The first touch of a page costs more than the copy into it."""
+    folder = private_folder(prefix=prefix)
+    pool = open_private_pool(config_of(), folder)
+    pool.wait_until_populated(30)
+    assert mapped_kib(folder / "pool") == pool.pool_bytes // 1024
+    close_private_pool(pool, has_writers=False)

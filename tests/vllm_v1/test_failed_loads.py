@@ -96,12 +96,19 @@ def test_rank_that_does_not_answer_costs_one_deadline(engine: EmbeddedDriver) ->
         "    engine.pause.wait(30)\n"
         "    return 0\n"
         "worker.lookup = hang\n"
+        # It is asked over its socket, as a rank in another process is.
+        "from lmcache.embedded.lookup import here\n"
+        "engine.offers, here._targets = here._targets, {}\n"
         "half._config.set('lookup_timeout_ms', 100)\n"
     )
     for number in range(3):
         assert engine.one(prompt_of(600, seed=f"silent {number}"), salt, max_tokens=1).num_cached_tokens == 0
     assert engine.run("result = engine.num_asked, half.client.current.is_up") == (1, False)
-    engine.run("del worker.lookup; engine.pause.set(); half._config.set('lookup_timeout_ms', 3000)")
+    engine.run(
+        "from lmcache.embedded.lookup import here\n"
+        "here._targets = engine.offers\n"
+        "del worker.lookup; engine.pause.set(); half._config.set('lookup_timeout_ms', 3000)"
+    )
     for _ in range(200):
         engine.process.forget()
         if engine.one(prompt, salt, max_tokens=1).num_cached_tokens == 512:

@@ -25,10 +25,18 @@ _decode = msgspec.msgpack.Decoder(m.Question).decode
 def answer(frame: bytes, answer_question: Callable[[m.Question], A]) -> A | m.Answer:
     """What `answer_question` says to the question in this frame, or why it could not."""
     try:
-        return answer_question(_decode(frame))
+        question = _decode(frame)
+    except msgspec.MsgspecError as error:
+        return m.Failed(str(error))
+    return answer_to(question, answer_question)
+
+
+def answer_to(question: m.Question, answer_question: Callable[[m.Question], A]) -> A | m.Answer:
+    try:
+        return answer_question(question)
     except DeclinedError as error:
         return m.Declined(str(error))
-    except (msgspec.MsgspecError, LMCacheError) as error:
+    except LMCacheError as error:
         return m.Failed(str(error))
     except Exception as error:  # the root of a thread: log, answer, go on
         logger.exception("a lookup failed")

@@ -37,6 +37,7 @@ class RankLookupClient:
     ) -> None:
         self._timeout_ms = timeout_ms
         self._clock = clock
+        self._urls = urls
         self._links = RankLinks(urls, clock)
         self._all = range(len(urls))
         self._asked = tuple(self._all if asked is None else sorted(asked))

@@ -144,9 +144,11 @@ class EmbeddedWorker:
             self._end_layers(self._step, is_wanted=False)
             self._step.abort()
             self._step = None
-        if self.engine is not None:
+        if self.engine is None:
+            return
+        if meta.loads:
             self.engine.begin_step()
-        if self.engine is not None and self._goes_by_layers():
+        if self._goes_by_layers():
             numbers = self._layer_numbers or {}
             self._step = LayerwiseStep(self.engine, numbers, self._layer_thread, meta.stores, self._load_timeout_s())
 
@@ -163,6 +165,8 @@ class EmbeddedWorker:
 
     def load(self, meta: EmbeddedMetadata) -> None:
         """Before the forward pass: what this returns from has been read, or is on its way, or is reported as bad."""
+        if self._step is None and not meta.loads and not meta.released:
+            return
         if self._step is not None:
             over = self._step.load(meta.loads)
             failed = [(job, failure) for job, failure in over if failure]
@@ -222,6 +226,8 @@ class EmbeddedWorker:
         vLLM calls this also on the way out of a forward pass that raised. Pages of such a step, or of one
         that was computed on top of a load that failed, are not saved.
         """
+        if self._step is None and not meta.stores:
+            return
         has_raised = sys.exc_info()[1] is not None
         step, self._step = self._step, None
         if step is not None:
