@@ -111,7 +111,6 @@ class PageTransfers:
         return failure
 
     def _scatter(self, held: HeldPart) -> str:
-        self._steps.reached("retrieve.check")
         self._copier.scatter(held.slot, held.part.first_block, held.part.block_ids)
         self._steps.reached("retrieve.copied")
         return "" if self._l1.holds(held.place) else "it was cleared while it was read"
@@ -133,6 +132,7 @@ class PageTransfers:
 
     def _hold(self, key: NamespaceKey, parts: Sequence[RetrievePart], retain: bool) -> tuple[list[HeldPart], str]:
         """Lock chunks for their reader: the leading ones that can be read, and why the next one cannot."""
+        self._steps.reached("retrieve.check")
         found = self._l1.lock_keys(key, self._rank_group, [part.digest for part in parts], retain)
         held: list[HeldPart] = []
         failure = "it was evicted or cleared" if len(found) < len(parts) else ""
