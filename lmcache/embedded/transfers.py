@@ -132,11 +132,11 @@ class PageTransfers:
 
     def _hold(self, key: NamespaceKey, parts: Sequence[RetrievePart], retain: bool) -> tuple[list[HeldPart], str]:
         """Lock chunks for their reader: the leading ones that can be read, and why the next one cannot."""
-        self._steps.reached("retrieve.check")
         found = self._l1.lock_keys(key, self._rank_group, [part.digest for part in parts], retain)
         held: list[HeldPart] = []
         failure = "it was evicted or cleared" if len(found) < len(parts) else ""
         for part, (place, offset) in zip(parts, found, strict=False):
+            self._steps.reached("retrieve.check")
             if place.length != (self._bytes_of(part.chunk_blocks) or self._chunk_bytes):
                 # Nobody could ever load it, and while it is there nobody stores it anew.
                 self._l1.let_go([place])
