@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.common import CHUNK_TOKENS
 from lmcache.testing.vllm_engine import EngineProcess
 
-ROUNDS = 7
+ROUNDS = 8
 WARM_UP = 1
 
 
@@ -61,11 +61,13 @@ def in_turns(
     rivals: Mapping[str, Callable[[], float]], after: Mapping[str, Callable[[], float]], rounds: int, warm_up: int
 ) -> dict[str, list[float]]:
     """One value of each by round: of the rivals the mean of two, once forwards and once backwards, since who comes
-    later is slower (the processor's caches are another's); then the others in their order."""
+    after another is slower (the processor's caches are the other's) than who comes after itself; the next round
+    begins with the last of them. Then the others in their order."""
     found: dict[str, list[float]] = {name: [] for name in (*rivals, *after)}
-    for _ in range(warm_up + rounds):
-        forwards = {name: take() for name, take in rivals.items()}
-        backwards = {name: take() for name, take in reversed(rivals.items())}
+    for number in range(warm_up + rounds):
+        turns = list(rivals.items())[:: -1 if number % 2 else 1]
+        forwards = {name: take() for name, take in turns}
+        backwards = {name: take() for name, take in reversed(turns)}
         for name in rivals:
             found[name].append((forwards[name] + backwards[name]) / 2)
         for name, take in after.items():

@@ -185,6 +185,13 @@ def test_meta(operated: Operated) -> None:
         assert meta["kv_connector_extra_config"]["lmcache.local_disk"] == str(operated.disk)
 
 
+def test_both_halves_go_by_one_name(operated: Operated) -> None:
+    target = "/conf?names=lmcache_instance_id"
+    names = [api.json("GET", target)["lmcache_instance_id"] for api in (operated.scheduler, operated.worker)]
+    assert names[0] == names[1]
+    assert names[0].startswith("lmcacheengineconfig_")
+
+
 def test_settings_fail_each_on_its_own(operated: Operated) -> None:
     wanted = {"min_retrieve_tokens": "700", "chunk_size": 16, "unknown_key": 1, "cache_policy": "RANDOM"}
     answer = operated.scheduler.json("POST", "/conf", 400, wanted)

@@ -7,6 +7,7 @@ line, and vLLM runs on without cache. vLLM hands on no end: both halves close wi
 from __future__ import annotations
 
 import os
+import uuid
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,10 @@ class LMCacheConnectorV1Impl:
         """Warnings are told once, by the scheduler's half."""
         transfer = self._vllm_config.kv_transfer_config
         extra = transfer.kv_connector_extra_config or {}
-        config, warnings = load_engine_config(os.environ, extra)
+        # Scheduler and workers go by one name where none was given: vLLM's id of this engine makes it.
+        config, warnings = load_engine_config(
+            os.environ, extra, make_id=lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(transfer.engine_id)).hex
+        )
         self.config = config
         if role == KVConnectorRole.SCHEDULER:
             for warning in warnings:
