@@ -27,7 +27,7 @@ from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
 from lmcache.embedded.layer_transfers import LayerLoad, LayerStore, Stored
 from lmcache.embedded.lookup_locks import LookupLocks
 from lmcache.embedded.lookups import PromptLookups
-from lmcache.embedded.metric_sources import watch_tier
+from lmcache.embedded.metric_tiers import watch_tier
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.mock import MockTokens, scratch_copier
 from lmcache.embedded.pool import close_private_pool, open_private_pool

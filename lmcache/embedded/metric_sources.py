@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lmcache.config.engine.tiers import DISK, REMOTE
+from lmcache.embedded.metric_tiers import is_kind
 from lmcache.embedded.metrics import EmbeddedMetrics
-from lmcache.storage.tier import Tier
 from lmcache.telemetry.metrics import Counter
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
 
@@ -56,19 +56,8 @@ def watch_engine(metrics: EmbeddedMetrics, find_engine: Callable[[], EmbeddedEng
     watch("storage_events_ongoing_count", lambda engine: engine.storage.prefetches.num_jobs)
 
 
-def watch_tier(metrics: EmbeddedMetrics, name: str, tier: Tier) -> None:
-    """Have a remote tier, by its documented name, tell what comes and goes. Others are counted by their own names."""
-    if _is_kind(name, REMOTE):
-        tier.on_loaded, tier.on_stored = metrics.remote_read, metrics.remote_written
-
-
-def _is_kind(name: str, kind: str) -> bool:
-    """Backends of a kind have names that begin with it."""
-    return name.split("-", 1)[0] == kind
-
-
 def _usage(engine: EmbeddedEngine, kind: str) -> float:
-    return sum(num_bytes for name, num_bytes in engine.usage().items() if _is_kind(name, kind))
+    return sum(num_bytes for name, num_bytes in engine.usage().items() if is_kind(name, kind))
 
 
 def _num_kept(engine: EmbeddedEngine) -> float:

@@ -20,7 +20,7 @@ def test_rivals_take_turns_and_warm_up_does_not_count() -> None:
 
     found = in_turns({"a": lambda: take("a"), "b": lambda: take("b")}, {"c": lambda: take("c")}, rounds=2, warm_up=1)
 
-    assert "".join(order) == "abbac" "baabc" "abbac"
+    assert "".join(order) == "abbacbaabcabbac"
     assert found == {"a": [7.5, 12.5], "b": [7.5, 12.5], "c": [10.0, 15.0]}
 
 

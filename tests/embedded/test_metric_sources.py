@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from lmcache.embedded.engine import EmbeddedEngine
-from lmcache.embedded.metric_sources import watch_engine, watch_tier
+from lmcache.embedded.metric_sources import watch_engine
+from lmcache.embedded.metric_tiers import watch_tier
 from lmcache.embedded.metrics import EmbeddedMetrics
 from tests.embedded.site import Site, backend, config_of, opened
 from tests.embedded.test_metrics import make, shown
