@@ -72,6 +72,10 @@ class InternalAPI:
         return server is not None and server.is_serving
 
     def _notice(self, change: Change) -> None:
+        """What a server takes over while it serves is in force when the change is answered."""
+        server, settings = self._server, self._settings()
+        if server is not None and settings.serves(self._index):
+            server.follow(settings)
         self._changed.set()
 
     def _run(self) -> None:
