@@ -19,13 +19,13 @@ class LMCacheLookupClient(RankLookupClient):
     """A `LookupClient`. The only rank is asked without a socket where its server is in this process."""
 
     def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int:
+        target = here.find(self._urls[self._asked[0]]) if len(self._asked) == 1 else None
+        if target is None and self._links.are_silent(self._asked):
+            return 0
         timeout_s = self._timeout_s
         question = self._question(lookup_id, prompt, timeout_s, may_wait)
-        target = here.find(self._urls[self._asked[0]]) if len(self._asked) == 1 else None
         if target is not None:
             return self._least([answer_to(question, partial(answer_now, target))])
-        if self._links.are_silent(self._asked):
-            return 0
         answers = self._links.ask(question, self._asked, timeout_s)
         if answers is None:
             # What is found too late is nobody's.

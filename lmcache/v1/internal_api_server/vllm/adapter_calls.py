@@ -66,6 +66,16 @@ async def answer_after(
         return refusal(500, failure, error, **describe(error))
 
 
+async def answer_of_engine(
+    request: Request, kind: str, work: Callable[[CacheOperations], Response], unavailable: str, failure: str
+) -> Response:
+    """The same of `work` with the engine; 503 with `unavailable` where there is none."""
+    engine = find_engine(request)
+    if engine is None:
+        return refusal(503, unavailable, NO_ENGINE)
+    return await answer_after(request, kind, lambda: work(engine), failure)
+
+
 def answer(content: object, status: int = 200) -> Response:
     """Indented, in ASCII, since texts may hold what UTF-8 cannot say (names of files)."""
     return Response(json.dumps(content, indent=2), status, media_type="application/json")

@@ -10,15 +10,15 @@ from lmcache.embedded.operations import CacheOperations
 from lmcache.errors import UnknownBackendError
 from lmcache.v1.internal_api_server.vllm.adapter_calls import (
     ENGINE_ANSWERS,
-    NO_ENGINE,
     answer,
-    answer_after,
+    answer_of_engine,
     described,
-    find_engine,
     refusal,
 )
 
 router = APIRouter(tags=["bypass"])
+
+_UNAVAILABLE = "Bypass API is unavailable"
 
 BackendName = Annotated[str | None, Query(description="Required. As listed by /bypass/list")]
 _ANSWERS = {**described(_400="The backend is missing or unknown"), **ENGINE_ANSWERS}
@@ -27,16 +27,13 @@ _ANSWERS = {**described(_400="The backend is missing or unknown"), **ENGINE_ANSW
 @router.get("/bypass/list", responses=ENGINE_ANSWERS, summary="Backends, and those that are bypassed")
 async def list_backends(request: Request) -> Response:
     """In the order in which they are asked; the bypassed ones by name."""
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable()
 
-    def ask() -> Response:
+    def ask(engine: CacheOperations) -> Response:
         return answer({
             "status": "success", "bypassed_backends": engine.bypassed(), "all_backends": list(engine.backends()),
         })  # fmt: skip
 
-    return await answer_after(request, "bypass list", ask, "Failed to list bypassed backends")
+    return await answer_of_engine(request, "bypass list", ask, _UNAVAILABLE, "Failed to list bypassed backends")
 
 
 @router.put("/bypass/add", responses=_ANSWERS, summary="Bypass a backend")
@@ -52,13 +49,9 @@ async def remove(request: Request, backend_name: BackendName = None) -> Response
 
 
 async def _set(request: Request, name: str | None, is_bypassed: bool) -> Response:
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable()
-    if not name:
-        return refusal(400, "Missing parameter", "backend_name is required")
-
-    def change() -> Response:
+    def change(engine: CacheOperations) -> Response:
+        if not name:
+            return refusal(400, "Missing parameter", "backend_name is required")
         try:
             was_bypassed = engine.bypass(name, is_bypassed)
         except UnknownBackendError:
@@ -69,14 +62,10 @@ async def _set(request: Request, name: str | None, is_bypassed: bool) -> Respons
             "bypassed_backends": engine.bypassed(),
         })  # fmt: skip
 
-    return await answer_after(
-        request, "bypass", change, f"Failed to {'add' if is_bypassed else 'remove'} bypass backend"
+    return await answer_of_engine(
+        request, "bypass", change, _UNAVAILABLE, f"Failed to {'add' if is_bypassed else 'remove'} bypass backend"
     )
 
 
 def not_found(name: str, engine: CacheOperations) -> str:
     return f"Backend '{name}' not found. Available: {list(engine.backends())}"
-
-
-def _unavailable() -> Response:
-    return refusal(503, "Bypass API is unavailable", NO_ENGINE)

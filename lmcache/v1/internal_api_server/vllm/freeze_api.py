@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from lmcache.v1.internal_api_server.vllm.adapter_calls import (
-    ENGINE_ANSWERS,
-    NO_ENGINE,
-    answer,
-    answer_after,
-    find_engine,
-    refusal,
-)
+from lmcache.embedded.operations import CacheOperations
+from lmcache.v1.internal_api_server.vllm.adapter_calls import ENGINE_ANSWERS, answer, answer_of_engine
 
 router = APIRouter(tags=["freeze"])
 
@@ -31,31 +25,26 @@ async def disable(request: Request) -> Response:
 @router.get("/freeze/status", responses=ENGINE_ANSWERS, summary="Whether the cache is frozen")
 async def status(request: Request) -> Response:
     """Asks only."""
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable("status")
 
-    def ask() -> Response:
+    def ask(engine: CacheOperations) -> Response:
         is_frozen = engine.is_frozen
         return _body(is_frozen, f"Freeze mode is {'enabled' if is_frozen else 'disabled'}")
 
-    return await answer_after(request, "freeze status", ask, "Failed to get freeze mode status")
+    return await answer_of_engine(
+        request, "freeze status", ask, _unavailable("status"), "Failed to get freeze mode status"
+    )
 
 
 async def _set(request: Request, verb: str, is_frozen: bool) -> Response:
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable(verb)
-
-    def change() -> Response:
+    def change(engine: CacheOperations) -> Response:
         engine.freeze(is_frozen)
         return _body(is_frozen, f"Freeze mode {verb}d successfully")
 
-    return await answer_after(request, "freeze", change, f"Failed to {verb} freeze mode")
+    return await answer_of_engine(request, "freeze", change, _unavailable(verb), f"Failed to {verb} freeze mode")
 
 
-def _unavailable(verb: str) -> Response:
-    return refusal(503, f"/freeze/{verb} API is unavailable", NO_ENGINE)
+def _unavailable(verb: str) -> str:
+    return f"/freeze/{verb} API is unavailable"
 
 
 def _body(is_frozen: bool, message: str) -> Response:

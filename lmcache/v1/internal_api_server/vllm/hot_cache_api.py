@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from lmcache.v1.internal_api_server.vllm.adapter_calls import (
-    ENGINE_ANSWERS,
-    NO_ENGINE,
-    answer,
-    answer_after,
-    find_engine,
-    refusal,
-)
+from lmcache.embedded.operations import CacheOperations
+from lmcache.v1.internal_api_server.vllm.adapter_calls import ENGINE_ANSWERS, answer, answer_of_engine
 
 router = APIRouter(tags=["hot cache"])
+
+_UNAVAILABLE = "hot_cache API is unavailable"
 
 
 @router.put("/hot_cache/enable", responses=ENGINE_ANSWERS, summary="Let L1 keep what passes through it")
@@ -31,31 +27,20 @@ async def disable(request: Request) -> Response:
 @router.get("/hot_cache/status", responses=ENGINE_ANSWERS, summary="Whether L1 keeps anything")
 async def status(request: Request) -> Response:
     """Asks only."""
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable()
 
-    def ask() -> Response:
+    def ask(engine: CacheOperations) -> Response:
         is_on = engine.has_hot_cache
         return _body(is_on, f"Hot cache is {'enabled' if is_on else 'disabled'}")
 
-    return await answer_after(request, "hot cache status", ask, "Failed to get hot cache status")
+    return await answer_of_engine(request, "hot cache status", ask, _UNAVAILABLE, "Failed to get hot cache status")
 
 
 async def _set(request: Request, verb: str, is_on: bool) -> Response:
-    engine = find_engine(request)
-    if engine is None:
-        return _unavailable()
-
-    def change() -> Response:
+    def change(engine: CacheOperations) -> Response:
         engine.set_hot_cache(is_on)
         return _body(is_on, f"Hot cache {verb}d successfully")
 
-    return await answer_after(request, "hot cache", change, f"Failed to {verb} hot cache")
-
-
-def _unavailable() -> Response:
-    return refusal(503, "hot_cache API is unavailable", NO_ENGINE)
+    return await answer_of_engine(request, "hot cache", change, _UNAVAILABLE, f"Failed to {verb} hot cache")
 
 
 def _body(is_on: bool, message: str) -> Response:
