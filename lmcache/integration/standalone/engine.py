@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-from lmcache.config.engine import Change, LMCacheEngineConfig
+from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.config.engine.views import internal_api_settings
 from lmcache.core.layout import KVLayout
 from lmcache.embedded.config import Rank
@@ -19,10 +19,9 @@ from lmcache.embedded.manager import WORKER, EmbeddedManager, EngineMetadata
 from lmcache.embedded.metric_sources import watch_engine, watch_threads
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.pool import private_folder, sweep_private_pools
-from lmcache.errors import ConfigError
 from lmcache.integration.standalone.paged import PagedCache
 from lmcache.integration.standalone.settings import StandaloneSettings
-from lmcache.integration.vllm.embedded_settings import FOLLOWED_KEYS, embedded_config, lookup_address
+from lmcache.integration.vllm.embedded_settings import embedded_config, follow_settings, lookup_address
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.v1.internal_api_server.internal_api import InternalAPI
 
@@ -70,7 +69,7 @@ class Standalone:
         try:
             self.engine.start()
             self._gc = GCSwitch(self.config)
-            self._unsubscribe = self.config.subscribe(FOLLOWED_KEYS, self._follow)
+            self._unsubscribe = follow_settings(self.config, self._follow)
             self._lookup.serve(_Target(self.engine, self.pages.layout))
             self._api.start()
         except BaseException:
@@ -102,11 +101,8 @@ class Standalone:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return f"{'http' if settings.ssl_certfile is None else 'https'}://{host}:{settings.port(API_INDEX)}"
 
-    def _follow(self, change: Change) -> None:
-        try:
-            self.engine.follow(embedded_config(self.config, 0, False))
-        except ConfigError as refusal:
-            logger.warning("%s changed, and the engine cannot follow: %s", change.key, refusal)
+    def _follow(self) -> None:
+        self.engine.follow(embedded_config(self.config, 0, False))
 
     def _manager(self) -> EmbeddedManager:
         return EmbeddedManager(

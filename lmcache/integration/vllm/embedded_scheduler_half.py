@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lmcache.config.engine import Change, LMCacheEngineConfig
+from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.config.engine.views import hash_algorithm
 from lmcache.core.hashing import make_algorithm
 from lmcache.core.keys import make_kv_rank
@@ -21,7 +21,7 @@ from lmcache.errors import ConfigError
 from lmcache.integration.vllm.embedded_gauges import watch_scheduler
 from lmcache.integration.vllm.embedded_half import EmbeddedHalf
 from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler, FindPrefixCache, ForgetCached
-from lmcache.integration.vllm.embedded_settings import FOLLOWED_KEYS, embedded_config
+from lmcache.integration.vllm.embedded_settings import embedded_config, follow_settings
 from lmcache.integration.vllm.parallel import ParallelStrategy
 from lmcache.telemetry.metrics import MetricRegistry
 
@@ -68,7 +68,7 @@ class SchedulerHalf:
         )  # fmt: skip
         watch_scheduler(self._half.meter, self.scheduler)
         watch_statistics(self._half.meter, self._statistics)
-        self._unsubscribe = config.subscribe(FOLLOWED_KEYS, self._follow)
+        self._unsubscribe = follow_settings(config, self._follow)
         self.scheduler.find_root()
         self._half.serve()
 
@@ -109,14 +109,10 @@ class SchedulerHalf:
             for rank in range(self._parallel.world_size)
         ]
 
-    def _follow(self, change: Change) -> None:
+    def _follow(self) -> None:
         engine = self._engine
-        if engine is None:
-            return
-        try:
+        if engine is not None:
             engine.follow(self._configs())
-        except ConfigError as error:
-            logger.warning("%s changed, and the scheduler's engine cannot follow: %s", change.key, error)
 
 
 class _SchedulerEngine(TierEngine):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
-from lmcache.config.engine import LMCacheEngineConfig
+from lmcache.config.engine import Change, LMCacheEngineConfig
 from lmcache.config.engine.extra import read_extra
 from lmcache.config.engine.tiers import tiers
 from lmcache.config.engine.views import hash_algorithm, pool_settings
@@ -14,8 +15,10 @@ from lmcache.errors import ConfigError
 from lmcache.l2.registry import parse_adapter_object
 from lmcache.storage.breaker import BreakerConfig
 
-# What follows from other settings than these: `EmbeddedEngine.follow` takes it from `embedded_config`.
-FOLLOWED_KEYS = (
+logger = logging.getLogger(__name__)
+
+# What `embedded_config` reads, and an engine can follow while it runs.
+_FOLLOWED_KEYS = (
     "local_cpu", "cache_policy", "local_disk", "local_disk_path_sharding", "max_local_disk_size", "remote_url",
     "remote_serde", "remote_storage_plugins", "extra_config", "retrieve_locations", "store_location",
     "pin_timeout_sec", "pin_check_interval_sec", "blocking_timeout_secs",
@@ -41,6 +44,19 @@ def embedded_config(config: LMCacheEngineConfig, rank: int, stores_for_others: b
         hash_algorithm=hash_algorithm(config),
         breaker=_breaker(config),
     )
+
+
+def follow_settings(config: LMCacheEngineConfig, follow: Callable[[], None]) -> Callable[[], None]:
+    """Calls `follow` (it may raise ConfigError) whenever a setting has changed which an engine takes from
+    `embedded_config` while it runs. What is returned ends that."""
+
+    def on_change(change: Change) -> None:
+        try:
+            follow()
+        except ConfigError as error:
+            logger.warning("%s changed, and the engine cannot follow: %s", change.key, error)
+
+    return config.subscribe(_FOLLOWED_KEYS, on_change)
 
 
 def _breaker(config: LMCacheEngineConfig) -> BreakerConfig:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from lmcache.config.engine import Change, LMCacheEngineConfig
+from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.embedded.config import EmbeddedConfig
 from lmcache.embedded.kv_tensors import KVTensors
 from lmcache.embedded.lookup.address import LookupAddress
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.embedded.lookup.switch import ServerSwitch
 from lmcache.embedded.manager import WORKER
-from lmcache.errors import ConfigError, DeclinedError
+from lmcache.errors import DeclinedError
 from lmcache.integration.vllm.embedded_gauges import watch_worker
 from lmcache.integration.vllm.embedded_half import EmbeddedHalf
-from lmcache.integration.vllm.embedded_settings import FOLLOWED_KEYS, embedded_config
+from lmcache.integration.vllm.embedded_settings import embedded_config, follow_settings
 from lmcache.integration.vllm.embedded_worker import EmbeddedWorker
 from lmcache.integration.vllm.engine_metadata import engine_metadata
 from lmcache.integration.vllm.kv_view import view_kv_tensors
@@ -53,7 +53,7 @@ class WorkerHalf:
             lambda: half.manager.logs_slots, half.meter,
         )  # fmt: skip
         watch_worker(half.meter, self.worker)
-        self._unsubscribe = config.subscribe(FOLLOWED_KEYS, self._follow)
+        self._unsubscribe = follow_settings(config, self._follow)
         half.serve()
 
     def register(self, kv_caches: dict[str, torch.Tensor], kv_cache_config: KVCacheConfig | None) -> None:
@@ -84,11 +84,7 @@ class WorkerHalf:
         """Raises ConfigError."""
         return embedded_config(self._config, self._parallel.rank, self._parallel.stores_for_others)
 
-    def _follow(self, change: Change) -> None:
+    def _follow(self) -> None:
         engine = self.worker.engine
-        if engine is None:
-            return
-        try:
+        if engine is not None:
             engine.follow(self._engine_config())
-        except ConfigError as error:
-            logger.warning("%s changed, and the engine cannot follow: %s", change.key, error)
