@@ -154,8 +154,18 @@ def test_unknown_keys_are_named_with_the_nearest(write_file: WriteFile) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("LMCACHE_MAX_LOCAL_DSK", "LMCACHE_MAX_LOCAL_DISK_SIZE"), ("LMCACHE_MAX_LOCAL_CPU", "LMCACHE_MAX_LOCAL_CPU_SIZE"),
+     ("LMCACHE_REMOTE_STORAGE", "LMCACHE_REMOTE_STORAGE_PLUGINS")],
+)  # fmt: skip
+def test_a_variable_cut_short_is_named_with_the_whole(variable: str, meant: str) -> None:
+    assert warnings_of({variable: "x"}) == [f"unknown variable {variable} is ignored; did you mean {meant}?"]
+
+
+@pytest.mark.parametrize(
     "variable",
-    ["LMCACHE_TRACK_USAGE", "LMCACHE_RESP_HOST", "LMCACHE_MP_TRANSFER_MODE", "LMCACHE_USE_UPSTREAM_MP",
+    ["LMCACHE_SERVICE_PORT_HTTP", "LMCACHE_PORT_5555_TCP_ADDR", "LMCACHE_SERVER_SERVICE_HOST",
+     "LMCACHE_TRACK_USAGE", "LMCACHE_RESP_HOST", "LMCACHE_MP_TRANSFER_MODE", "LMCACHE_USE_UPSTREAM_MP",
      "LMCACHE_COORDINATOR_URL", "LMCACHE_LOG_LEVEL"],
 )  # fmt: skip
 def test_variables_of_other_parts_are_left_alone(variable: str) -> None:

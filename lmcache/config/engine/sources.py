@@ -22,7 +22,7 @@ ENV_PREFIX = "LMCACHE_"
 CONNECTOR_PREFIX = "lmcache."
 _MP_PREFIX = "lmcache.mp."
 # So near to a key of ours that a variable is a slip of the pen; other parts have variables of their own.
-_NEAR_VARIABLE = 0.9
+_NEAR_VARIABLE = 0.75
 # Far more than any configuration has. The path may come with a call, and name whatever there is on this host.
 _FILE_BYTES_MAX = 256 << 10
 _VALUES_MAX = 100_000
