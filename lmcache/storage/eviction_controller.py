@@ -13,7 +13,8 @@ from typing import Protocol
 
 from lmcache.errors import L2Error
 from lmcache.l2.base import EvictionConfig, L2Adapter
-from lmcache.storage.tier import Tier, TierState
+from lmcache.storage.tier import Tier
+from lmcache.storage.tier_life import TierState
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Protocol
 from lmcache.core.keys import ObjectKey
 from lmcache.storage.breaker import BreakerState
 from lmcache.storage.metrics import StorageMetrics
-from lmcache.storage.tier import Tier, TierState
+from lmcache.storage.tier import Tier
+from lmcache.storage.tier_life import TierState
 from lmcache.telemetry.metrics import Labels, MetricRegistry
 
 _PREFIX = "lmcache_mp_"

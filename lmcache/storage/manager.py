@@ -24,7 +24,8 @@ from lmcache.storage.prefetch_policies import make_prefetch_policy
 from lmcache.storage.scrubber import Scrubber, ScrubConfig
 from lmcache.storage.store_controller import StoreController
 from lmcache.storage.store_policies import make_store_policy
-from lmcache.storage.tier import Tier, TierConfig, TierState
+from lmcache.storage.tier import Tier, TierConfig
+from lmcache.storage.tier_life import TierState
 from lmcache.storage.tier_route import TierRoute
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
 

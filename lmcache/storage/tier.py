@@ -8,36 +8,24 @@ as well, so that a backend that hangs holds up nobody but itself.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeVar
 
 from lmcache.core.keys import ObjectKey
-from lmcache.errors import BackendError, BreakerOpenError, LMCacheError
+from lmcache.errors import BreakerOpenError
 from lmcache.l2.base import L2Adapter, Loaded, Source, StoreStatus
 from lmcache.storage.backend_calls import BackendCalls
 from lmcache.storage.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from lmcache.storage.call_gate import CallGate
 from lmcache.storage.metrics import StorageMetrics
+from lmcache.storage.tier_life import TierLife, TierState
 from lmcache.storage.tier_route import TierRoute
 from lmcache.storage.tier_workers import Job, TierWorkers
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-_OPEN_RETRY_S = (1.0, 30.0)
-
-
-class TierState(StrEnum):
-    OPENING = "opening"
-    ACTIVE = "active"
-    DRAINING = "draining"
-    CLOSED = "closed"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +59,6 @@ class Tier:
         self.index = index
         self.adapter = adapter
         self.name = adapter.type_name
-        self.state = TierState.OPENING
         self.route = TierRoute()
         # Told of each object that came or went: its bytes, and the seconds since it was asked for.
         self.on_loaded: OnTransfer = _unheard
@@ -85,87 +72,30 @@ class Tier:
         )  # fmt: skip
         self._metrics = metrics
         self._clock = clock
-        # Guards `state` and the bytes being loaded.
-        self._mutex = threading.Lock()
+        self._life = TierLife(self.name, adapter, self._workers, self.breaker)
+        self._loading_mutex = threading.Lock()
         self._loading_bytes = 0
-        self._is_started = False
-        self._close_mutex = threading.Lock()
-        self._opened = threading.Event()
 
     # Life
 
+    @property
+    def state(self) -> TierState:
+        return self._life.state
+
     def start(self) -> None:
         """Open the adapter behind, again and again until it can be reached, then work."""
-        self._is_started = True
-        threading.Thread(target=self._open, name=f"lmcache-l2-open-{self.index}", daemon=True).start()
-
-    def _open(self) -> None:
-        wait_s, wait_s_max = _OPEN_RETRY_S
-        while not self._workers.is_stopping:
-            try:
-                self.adapter.open()
-            except BackendError as error:
-                logger.warning("L2 adapter %s cannot be opened, trying again in %g s: %s", self.name, wait_s, error)
-                self.breaker.last_error = str(error)
-                self._workers.wait_until_stopping(wait_s)
-                wait_s = min(2 * wait_s, wait_s_max)
-                continue
-            except (LMCacheError, OSError) as error:
-                self._fail(str(error))
-                return
-            except Exception as error:  # the root of a thread: log, go on without this tier
-                logger.exception("L2 adapter %s failed to open", self.name)
-                self._fail(f"{type(error).__name__}: {error}")
-                return
-            break
-        with self._mutex:
-            if self.state is TierState.OPENING and not self._workers.is_stopping:
-                self.state = TierState.ACTIVE
-                self._workers.start()
-        self._opened.set()
-
-    def _fail(self, error: str) -> None:
-        logger.error("L2 adapter %s is not used: %s", self.name, error)
-        self.breaker.last_error = error
-        with self._mutex:
-            if self.state is TierState.OPENING:
-                self.state = TierState.FAILED
-        self._opened.set()
+        self._life.start(f"lmcache-l2-open-{self.index}")
 
     def wait_until_open(self, timeout_s: float) -> bool:
-        self._opened.wait(timeout_s)
-        return self.state is TierState.ACTIVE
+        return self._life.wait_until_open(timeout_s)
 
     def drain(self) -> bool:
         """Take no new work; what was taken is finished. False: somebody said so before."""
-        with self._mutex:
-            is_first = self.state not in (TierState.DRAINING, TierState.CLOSED)
-            if is_first:
-                self.state = TierState.DRAINING
-                self._workers.refuse()
-            return is_first
+        return self._life.drain()
 
     def close(self, drain_timeout_s: float) -> None:
         """Finish what is under way, within a time, and close the adapter. Idempotent."""
-        with self._close_mutex:
-            if self.state is TierState.CLOSED:
-                return
-            if self._is_started:
-                self._come_to_rest(drain_timeout_s)
-            else:
-                self.adapter.close()
-            self.state = TierState.CLOSED
-
-    def _come_to_rest(self, drain_timeout_s: float) -> None:
-        self.drain()
-        self._workers.wait_until_idle(drain_timeout_s)
-        self._workers.stop()
-        deadline_s = time.monotonic() + max(1.0, drain_timeout_s)
-        is_open = self._opened.wait(deadline_s - time.monotonic())
-        if self._workers.join(max(0.0, deadline_s - time.monotonic())) and is_open:
-            self.adapter.close()
-        else:
-            logger.error("L2 adapter %s does not answer; it is left as it is", self.name)
+        self._life.close(drain_timeout_s)
 
     @property
     def has_stuck_threads(self) -> bool:
@@ -238,7 +168,7 @@ class Tier:
             job.skip()
 
     def _count_loading(self, num_bytes: int) -> None:
-        with self._mutex:
+        with self._loading_mutex:
             self._loading_bytes += num_bytes
 
     def release(self, keys: Sequence[ObjectKey]) -> None:

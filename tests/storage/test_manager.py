@@ -19,7 +19,7 @@ from lmcache.l2.registry import parse_adapters
 from lmcache.storage.manager import StorageConfig, StorageManager
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.scrubber import ScrubConfig
-from lmcache.storage.tier import TierState
+from lmcache.storage.tier_life import TierState
 from lmcache.telemetry.metrics import Counter, MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
 

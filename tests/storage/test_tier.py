@@ -13,7 +13,8 @@ from lmcache.errors import BackendError, BreakerOpenError, CorruptObjectError, O
 from lmcache.l2.base import AdapterContext, L2Adapter, Loaded, Source, StoreStatus, Usage
 from lmcache.storage.breaker import BreakerConfig, BreakerState
 from lmcache.storage.metrics import StorageMetrics
-from lmcache.storage.tier import Tier, TierConfig, TierState
+from lmcache.storage.tier import Tier, TierConfig
+from lmcache.storage.tier_life import TierState
 from lmcache.telemetry.metrics import Counter, MetricRegistry
 
 KEYS = [ObjectKey(bytes([number]) * 32, "m", 1) for number in range(8)]

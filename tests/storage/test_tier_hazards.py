@@ -13,7 +13,7 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import AdapterNotFoundError, BackendError, BreakerOpenError
 from lmcache.l2.base import Loaded, Source, StoreStatus
 from lmcache.l2.registry import parse_adapters
-from lmcache.storage.tier import TierState
+from lmcache.storage.tier_life import TierState
 from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, key, open_site, wait_until
 from tests.storage.test_tier import KEYS, SOON, Answers, MakeTier, make_tier, source
 
@@ -87,6 +87,24 @@ def test_a_tier_that_is_drained_while_it_opens_takes_no_work_afterwards(make_tie
     assert answers.wait() == [[False]]
     tier.close(1.0)
     assert adapter.is_closed
+
+
+def test_an_adapter_that_opens_after_it_was_given_up_is_closed(make_tier: MakeTier) -> None:
+    tier, adapter = make_tier(start=False)
+    opening, go_on = threading.Event(), threading.Event()
+
+    def behave(call: str) -> None:
+        opening.set()
+        go_on.wait(60)
+
+    adapter.behave = behave
+    tier.start()
+    assert opening.wait(10)
+    tier.close(0.1)
+    assert not adapter.is_closed, "it is not open yet, and does not answer"
+    go_on.set()
+    wait_until(lambda: adapter.is_closed)
+    assert tier.state is TierState.CLOSED
 
 
 def test_a_close_waits_once_for_all_threads_that_hang(make_tier: MakeTier) -> None:

@@ -32,7 +32,8 @@ from lmcache.protocol import messages as m
 from lmcache.protocol.blobs import split_places
 from lmcache.storage.breaker import BreakerConfig
 from lmcache.storage.prefetch_controller import PrefetchConfig
-from lmcache.storage.tier import TierConfig, TierState
+from lmcache.storage.tier import TierConfig
+from lmcache.storage.tier_life import TierState
 from tests.conftest import new_pool_folder
 from tests.engine.conftest import CHUNK_SIZE, slots_of
 from tests.engine.tiered import MEMORY, tiered_engines, wait_until
