@@ -41,6 +41,16 @@ class Evictor:
         victim = self._quota_room.victim() if not self._state.is_frozen else None
         return self._evict_chunk(victim) if victim is not None else 0
 
+    def evict_to(self, usage_bytes_max: int, num_objects_max: int) -> int:
+        """Evict until usage is at most that, or that many objects went; returns how many."""
+        num_evicted = 0
+        while num_evicted < num_objects_max and self._state.slots.allocator.used_bytes > usage_bytes_max:
+            num_gone = self.evict_next()
+            if not num_gone:
+                break
+            num_evicted += num_gone
+        return num_evicted
+
     def evict_excess(self, tenant: str, limit_bytes: int, num_objects_max: int) -> tuple[int, int]:
         """Evict what a tenant holds beyond a limit, oldest first; objects and bytes that went."""
         num_gone, bytes_before = 0, self._state.usage_bytes.get(tenant, 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from lmcache.core.keys import ObjectKey
 from lmcache.eviction.base import EvictionPolicy
-from lmcache.l1 import by_key, keeping
+from lmcache.l1 import by_key, keeping, telling
 from lmcache.l1.clearing import clear_slice
 from lmcache.l1.evictor import Evictor
 from lmcache.l1.namespace import NamespaceKey, RankGroup
@@ -24,7 +24,6 @@ from lmcache.l1.tier_moves import HeldObject, TierMoves
 from lmcache.l1.values import LockBudget, Place, ReserveResult
 from lmcache.l1.writes import SlotWrites
 from lmcache.memory.allocator import ALIGN_BYTES
-from lmcache.memory.records import SlotState, state_of
 from lmcache.protocol.messages import ReserveStatus
 from lmcache.quota.manager import QuotaManager
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
@@ -68,21 +67,8 @@ class L1Manager:
         self, key: NamespaceKey, rank_group: RankGroup, owner_uid: int, digests: Sequence[bytes], length: int
     ) -> ReserveResult:
         """A slot of `length` bytes for each digest that nobody holds. Evicts exactly what is needed."""
-        result = ReserveResult()
         with self._mutex:
-            num_evicted_before = self._evictor.num_evicted
-            namespace = self._state.acquire_namespace(key)
-            namespace.num_objects += 1  # keeps it alive while eviction empties it
-            try:
-                for digest in digests:
-                    status, slot = self._writes.reserve(namespace, rank_group, owner_uid, digest, length)
-                    result.statuses.append(status)
-                    if status is ReserveStatus.RESERVED:
-                        result.slots.append(slot)
-            finally:
-                namespace.num_objects -= 1
-                self._state.release_if_empty(namespace)
-            result.num_evicted = self._evictor.num_evicted - num_evicted_before
+            result = self._writes.reserve_all(key, rank_group, owner_uid, digests, length)
         self.on_made_room(result.num_evicted, result.statuses.count(ReserveStatus.NO_ROOM))
         return result
 
@@ -213,14 +199,8 @@ class L1Manager:
 
     def evict_to(self, usage_bytes_max: int, num_objects_max: int) -> int:
         """Evict until usage is at most that, or that many objects went; returns how many."""
-        num_evicted = 0
         with self._mutex:
-            while num_evicted < num_objects_max and self._state.slots.allocator.used_bytes > usage_bytes_max:
-                num_gone = self._evictor.evict_next()
-                if not num_gone:
-                    break
-                num_evicted += num_gone
-        return num_evicted
+            return self._evictor.evict_to(usage_bytes_max, num_objects_max)
 
     def tenants_beyond_limit(self) -> list[str]:
         """Tenants that hold more than their quota now, where the policy tells tenants apart."""
@@ -271,16 +251,12 @@ class L1Manager:
     def take_removed(self) -> list[RemovedObject]:
         """Objects removed since the last call, oldest first; the oldest are lost past a bound."""
         with self._mutex:
-            removed = list(self._state.removed)
-            self._state.removed.clear()
-            return removed
+            return telling.take_all(self._state.removed)
 
     def take_added(self) -> list[tuple[bytes, str]]:
         """Digest and tenant of objects that came since the last call, under the same bound."""
         with self._mutex:
-            added = list(self._state.added)
-            self._state.added.clear()
-            return added
+            return telling.take_all(self._state.added)
 
     # Telling
 
@@ -299,14 +275,7 @@ class L1Manager:
     def salts_of(self, places: Sequence[Place]) -> list[str]:
         """The tenant of each slot in use, empty where the slot is not what it was."""
         with self._mutex:
-            return [self._salt_of(place) for place in places]
-
-    def _salt_of(self, place: Place) -> str:
-        state = self._state
-        in_use = (SlotState.WRITING, SlotState.READY)
-        if not state.has_word(place.slot, place.slot_word) or state_of(place.slot_word) not in in_use:
-            return ""
-        return state.namespace_of(state.slots.records.read(place.slot)).key.cache_salt
+            return telling.salts_of(self._state, places)
 
     def usage_bytes_by_salt(self) -> dict[str, int]:
         with self._mutex:
@@ -320,18 +289,7 @@ class L1Manager:
 
     def report(self) -> dict[str, int | float]:
         with self._mutex:
-            state, allocator = self._state, self._state.slots.allocator
-            return {
-                "total_object_count": state.slots.counts[SlotState.READY] + state.slots.counts[SlotState.WRITING],
-                "write_locked_count": state.slots.counts[SlotState.WRITING],
-                "read_locked_count": len(state.lock_counts),
-                "temporary_count": len(state.temporary),
-                "quarantined_count": state.slots.counts[SlotState.QUARANTINED],
-                "quarantined_bytes": state.slots.quarantined_bytes,
-                "memory_used_bytes": allocator.used_bytes,
-                "memory_total_bytes": allocator.capacity_bytes,
-                "memory_usage_ratio": allocator.used_bytes / max(1, allocator.capacity_bytes),
-            }
+            return telling.report(self._state)
 
     def check_allocator(self) -> None:
         """Raise IntegrityError unless the allocator's lists agree, as far as a sample shows: for a status."""

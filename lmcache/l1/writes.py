@@ -7,13 +7,13 @@ owner's word or with proof of the owner's death.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from lmcache.errors import IntegrityError
 from lmcache.l1.evictor import Evictor
-from lmcache.l1.namespace import Namespace, RankGroup
+from lmcache.l1.namespace import Namespace, NamespaceKey, RankGroup
 from lmcache.l1.state import L1State
-from lmcache.l1.values import Place
+from lmcache.l1.values import Place, ReserveResult
 from lmcache.memory.records import SlotRecord, SlotState, ready_word, state_of
 from lmcache.protocol.messages import ReserveStatus
 from lmcache.telemetry.steps import StepObserver
@@ -34,7 +34,27 @@ class SlotWrites:
         self._clock = clock
         self._steps = steps
 
-    def reserve(
+    def reserve_all(
+        self, key: NamespaceKey, rank_group: RankGroup, owner_uid: int, digests: Sequence[bytes], length: int
+    ) -> ReserveResult:
+        """A slot for each digest that nobody holds. Evicts exactly what is needed."""
+        result = ReserveResult()
+        num_evicted_before = self._evictor.num_evicted
+        namespace = self._state.acquire_namespace(key)
+        namespace.num_objects += 1  # keeps it alive while eviction empties it
+        try:
+            for digest in digests:
+                status, slot = self._reserve(namespace, rank_group, owner_uid, digest, length)
+                result.statuses.append(status)
+                if status is ReserveStatus.RESERVED:
+                    result.slots.append(slot)
+        finally:
+            namespace.num_objects -= 1
+            self._state.release_if_empty(namespace)
+        result.num_evicted = self._evictor.num_evicted - num_evicted_before
+        return result
+
+    def _reserve(
         self, namespace: Namespace, rank_group: RankGroup, owner_uid: int, digest: bytes, length: int
     ) -> tuple[ReserveStatus, int]:
         """The slot for a digest, or why there is none (slot -1)."""
