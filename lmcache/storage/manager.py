@@ -18,6 +18,7 @@ from lmcache.l2.base import AdapterContext, Deleted, EvictionConfig, KeyPage, L2
 from lmcache.l2.registry import L2AdapterSpec, make_adapter
 from lmcache.storage.eviction_controller import PER_TENANT_POLICY, L2EvictionController, TenantLimits
 from lmcache.storage.instruments import EventCounter, register_gauges
+from lmcache.storage.loops import StorageLoops, report_thread
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.prefetch_controller import PrefetchConfig, PrefetchController
 from lmcache.storage.prefetch_policies import make_prefetch_policy
@@ -27,11 +28,10 @@ from lmcache.storage.store_policies import make_store_policy
 from lmcache.storage.tier import Tier, TierConfig
 from lmcache.storage.tier_life import TierState
 from lmcache.storage.tier_route import TierRoute
-from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
+from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
 logger = logging.getLogger(__name__)
 
-_CONTROLLER_INTERVAL_S = 1.0
 _OPEN_PATIENCE_S = 15.0
 # How often a clean stop looks whether any tier still takes what waits.
 _DRAIN_LOOK_S = 0.05
@@ -82,23 +82,18 @@ class StorageManager:
         self.metrics = metrics
         self._events = EventCounter(self.metrics)
         self.stores = StoreController(
-            make_store_policy(config.store_policy), self.metrics, clock, lambda: self._store_thread.wake()
+            make_store_policy(config.store_policy), self.metrics, clock, lambda: self._loops.store.wake()
         )
         self.prefetches = PrefetchController(
             make_prefetch_policy(config.prefetch_policy), config.prefetch, owner_uid, self.metrics, clock,
-            lambda: self._prefetch_thread.wake(),
+            lambda: self._loops.prefetch.wake(),
         )  # fmt: skip
         self._evictor = L2EvictionController(self._evictions, limits)
         self._scrubber = Scrubber(config.scrub, self.metrics, clock)
-        self._store_thread = self._loop("lmcache-l2-store", self.stores.cycle)
-        self._prefetch_thread = PeriodicThread(
-            "lmcache-l2-prefetch", ThreadLevel.HIGH, _CONTROLLER_INTERVAL_S, self.prefetches.cycle,
-            next_run_in_s=self.prefetches.next_run_in_s,
+        self._loops = StorageLoops(
+            self.stores.cycle, self.prefetches.cycle, self.prefetches.next_run_in_s,
+            lambda: self._evictor.cycle(self.tiers()), lambda: self._scrubber.cycle(self.tiers()),
         )  # fmt: skip
-        self._eviction_thread = self._loop("lmcache-l2-eviction", self._evict_cycle)
-        self._scrub_thread = PeriodicThread(
-            "lmcache-l2-scrub", ThreadLevel.LOW, _CONTROLLER_INTERVAL_S, lambda: self._scrubber.cycle(self.tiers())
-        )
         for number, spec in enumerate(config.adapters, start=1):
             try:
                 self._add(spec)
@@ -107,18 +102,11 @@ class StorageManager:
                 raise ConfigError(f"{name}: {error}") from error
         register_gauges(metrics.registry, self)
 
-    @staticmethod
-    def _loop(name: str, body: Callable[[], dict[str, object]]) -> PeriodicThread:
-        return PeriodicThread(name, ThreadLevel.HIGH, _CONTROLLER_INTERVAL_S, body)
-
     # Life
 
     def start(self, threads: PeriodicThreadRegistry, open_patience_s: float = _OPEN_PATIENCE_S) -> None:
         """Start loops and open the adapters; waits a while for them, and goes on without those that take longer."""
-        for thread in (self._store_thread, self._prefetch_thread, self._eviction_thread):
-            threads.start(thread)
-        if not self.config.is_reader:  # a scrub removes what is damaged
-            threads.start(self._scrub_thread)
+        self._loops.start(threads, scrubs=not self.config.is_reader)  # a scrub removes what is damaged
         tiers = self.tiers()
         for tier in tiers:
             tier.start()
@@ -133,7 +121,7 @@ class StorageManager:
         """
         deadline_s = self._clock() + self.config.drain_timeout_s
         while self._clock() < deadline_s and not self.stores.wait_until_empty(_DRAIN_LOOK_S):
-            self._store_thread.wake()
+            self._loops.store.wake()
             if not any(tier.is_usable and not tier.route.is_frozen for tier in self.tiers()):
                 break
         for tier in self.tiers():
@@ -154,7 +142,7 @@ class StorageManager:
         for tier in self.tiers():
             if tier.index == index:
                 tier.route = route
-        self._store_thread.wake()
+        self._loops.store.wake()
 
     @property
     def has_adapters(self) -> bool:
@@ -272,11 +260,6 @@ class StorageManager:
     def usage_by_tier(self) -> list[tuple[Tier, Usage]]:
         return [(tier, tier.adapter.usage()) for tier in self.tiers()]
 
-    # Loops
-
-    def _evict_cycle(self) -> dict[str, object]:
-        return self._evictor.cycle(self.tiers())
-
     # Telling
 
     def report_status(self) -> dict[str, object]:
@@ -289,28 +272,20 @@ class StorageManager:
             "num_draining_adapters": sum(tier.state is TierState.DRAINING for tier in tiers),
         }
         return {
-            "is_healthy": all(bool(report["is_healthy"]) for report in reports) and self._loops_are_healthy(),
+            "is_healthy": all(bool(report["is_healthy"]) for report in reports) and self._loops.are_healthy,
             "store_controller": {
-                **_thread_report(self._store_thread),
+                **report_thread(self._loops.store),
                 "policy": self.config.store_policy,
                 "pending_keys_count": self.stores.num_pending,
                 "in_flight_task_count": self.stores.num_inflight,
                 **counts,
             },
-            "prefetch_controller": {**_thread_report(self._prefetch_thread), **self.prefetches.report(), **counts},
+            "prefetch_controller": {**report_thread(self._loops.prefetch), **self.prefetches.report(), **counts},
             "l2_eviction_controller": {
-                **_thread_report(self._eviction_thread),
+                **report_thread(self._loops.eviction),
                 "adapters": self._evictor.report(tiers),
             },
-            "l2_scrubber": {**_thread_report(self._scrub_thread), **self._scrubber.report()},
+            "l2_scrubber": {**report_thread(self._loops.scrub), **self._scrubber.report()},
             "l2_adapters": reports,
             "num_l2_adapters": len(tiers),
         }
-
-    def _loops_are_healthy(self) -> bool:
-        loops = (self._store_thread, self._prefetch_thread, self._eviction_thread)
-        return all(bool(_thread_report(thread)["is_healthy"]) for thread in loops)
-
-
-def _thread_report(thread: PeriodicThread) -> dict[str, object]:
-    return {"is_healthy": thread.is_active, "thread_alive": thread.is_running}

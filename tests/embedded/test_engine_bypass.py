@@ -8,8 +8,9 @@ import pathlib
 import pytest
 
 from lmcache.errors import UnknownBackendError
-from tests.embedded.site import L1_BACKEND, config_of, opened
-from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, memory
+from tests.conftest import FakeClock
+from tests.embedded.site import L1_BACKEND, PATIENCE_S, config_of, opened
+from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, look_up_in_vain, memory
 
 
 def test_a_bypassed_tier_is_out_of_everything(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -24,9 +25,9 @@ def test_a_bypassed_tier_is_out_of_everything(pool_folder: pathlib.Path, tmp_pat
         assert (held_by(site, REMOTE), held_by(site, DISK)) == ("a", "ab")
         site.engine.bypass(DISK, True)
         site.clear_l1()
-        assert site.lookup("ab", wait_s=10.0) == 0
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 0
         assert site.engine.bypass(REMOTE, False) is True
-        assert site.lookup("ab", wait_s=10.0) == 1
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 1
         assert site.retrieve("a") == ""
 
 
@@ -35,14 +36,14 @@ def test_stores_that_wait_already_are_not_written_there(pool_folder: pathlib.Pat
     with opened(pool_folder, config_of(32, backends=(memory(),))) as site:
         gate = Gate(site, REMOTE, "store")
         site.store("abcdefghijklmnop")
-        assert gate.is_reached.wait(20.0)
+        assert gate.is_reached.wait(PATIENCE_S)
         site.engine._backends.change(bypassed=frozenset({REMOTE}))
         gate.open()
         site.wait_until_stored()
         held = held_by(site, REMOTE)
         assert len(held) <= 4  # as many as there are threads
         site.engine.bypass(REMOTE, False)
-        site.engine.storage._store_thread.wake()
+        site.engine.storage._loops.store.wake()
         site.wait_until_stored()
         assert held_by(site, REMOTE) == held
         assert site.num_objects == 16
@@ -56,11 +57,11 @@ def test_l1_bypassed_keeps_what_it_has_and_gets_nothing(pool_folder: pathlib.Pat
         assert site.lookup("ab") == 0
         assert site.store("c") == "c"
         site.wait_until(lambda: held_by(site, DISK) == "abc" and site.num_objects == 2)
-        assert site.lookup("abc", wait_s=10.0) == 3
+        assert site.lookup("abc", wait_s=PATIENCE_S) == 3
         assert site.retrieve("abc") == ""
         assert site.num_objects == 2
         site.engine.clear([DISK])
-        assert site.lookup("abc", wait_s=10.0) == 0
+        assert site.lookup("abc", wait_s=PATIENCE_S) == 0
         # What L1 alone has is stored below, since nobody finds it here.
         site.store("ab")
         site.wait_until(lambda: held_by(site, DISK) == "ab")
@@ -91,7 +92,7 @@ def test_a_bypass_outlives_recreation_and_reaches_clear(pool_folder: pathlib.Pat
         assert site.engine.bypassed() == [DISK]
         site.wait_until(lambda: held_by(site, DISK) == "ab")
         site.clear_l1()
-        assert site.lookup("ab", wait_s=10.0) == 0
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 0
         assert site.engine.clear([DISK]) == 2
         assert held_by(site, DISK) == ""
         # A closed one may be put back in before it is opened again.
@@ -120,31 +121,30 @@ def test_lookups_count_the_retrieve_locations_alone(pool_folder: pathlib.Path, t
         site.wait_until_stored()
         assert site.num_objects == 3
         site.engine.clear([DISK])
-        assert site.lookup("abc", wait_s=10.0) == 0
+        assert site.lookup("abc", wait_s=PATIENCE_S) == 0
         site.engine.follow(dataclasses.replace(config, retrieve_locations=(REMOTE,)))
         assert site.lookup("abc", wait_s=0.0) == 0
-        assert site.lookup("abcd", wait_s=10.0) == 3
+        assert site.lookup("abcd", wait_s=PATIENCE_S) == 3
         assert site.retrieve("abc") == ""
         site.engine.follow(dataclasses.replace(config, retrieve_locations=(L1_BACKEND,)))
         assert site.lookup("abc", wait_s=0.0) == 3
         site.engine.release(["lookup"])
         site.clear_l1()
-        assert site.lookup("abc", wait_s=10.0) == 0
+        assert site.lookup("abc", wait_s=PATIENCE_S) == 0
         site.engine.follow(dataclasses.replace(config, retrieve_locations=None))
-        assert site.lookup("abc", wait_s=10.0) == 3
+        assert site.lookup("abc", wait_s=PATIENCE_S) == 3
 
 
-def test_what_arrives_late_does_not_stay_in_a_bypassed_l1(pool_folder: pathlib.Path) -> None:
+def test_what_arrives_late_does_not_stay_in_a_bypassed_l1(pool_folder: pathlib.Path, clock: FakeClock) -> None:
     """Unlike in one that is in use."""
-    with opened(pool_folder, config_of(backends=(memory(),))) as site:
+    with opened(pool_folder, config_of(backends=(memory(),)), clock=clock) as site:
         site.store("ab")
         site.wait_until_stored()
         for is_bypassed, num_kept in ((True, 0), (False, 2)):
             site.clear_l1()
             site.engine.bypass(L1_BACKEND, is_bypassed)
             gate = Gate(site, REMOTE, "load")
-            assert site.lookup("ab", wait_s=0.05) == 0
-            assert gate.is_reached.wait(20.0)
+            look_up_in_vain(site, "ab", gate, clock)
             gate.open()
             site.wait_until(lambda: site.engine.storage.prefetches.is_at_rest)
             assert site.num_objects == num_kept

@@ -100,7 +100,7 @@ def test_what_passes_through_is_let_go_whatever_becomes_of_it(open_site: OpenSit
 def test_a_frozen_tier_evicts_nothing(open_site: OpenSite) -> None:
     eviction = '"eviction": {"eviction_policy": "LRU", "trigger_watermark": 0.1}'
     site = open_site(f'{{"type": "memory", "max_size_gb": {20 * OBJECT_BYTES / 2**30}, {eviction}}}')
-    site.manager._eviction_thread.stop()
+    site.manager._loops.eviction.stop()
     site.store(*range(10))
     wait_until(lambda: len(site.held()) == 10)
     tier = site.manager.tiers()[0]
