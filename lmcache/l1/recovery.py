@@ -88,7 +88,7 @@ def _fill_tables(state: L1State, scanned: ScannedRecords, ready: np.ndarray) -> 
             members = members[np.isin(scanned.slots[members], list(survivors))]
         namespace.num_objects += len(table)
         salt = namespace.key.cache_salt
-        state.usage_bytes[salt] = state.usage_bytes.get(salt, 0) + int(scanned.lengths[members].sum())
+        state.usage_bytes.count(salt, int(scanned.lengths[members].sum()))
         kept.append(members)
         tenants += [salt] * len(members)
     return (np.concatenate(kept) if kept else np.empty(0, dtype=np.int64)), tenants, dropped

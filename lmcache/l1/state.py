@@ -12,6 +12,7 @@ from lmcache.l1.namespace import Namespace, NamespaceKey, RankGroup
 from lmcache.l1.slots import SlotTable
 from lmcache.memory.names import NameKind, NamesTable
 from lmcache.memory.records import SlotRecord, SlotState
+from lmcache.quota.tenant_bytes import TenantBytes
 
 _REMOVED_LOG_MAX = 65536
 
@@ -38,8 +39,8 @@ class L1State:
         # Locked slots whose object goes with its last lock.
         self.temporary: set[int] = set()
         self.write_deadlines: dict[int, float] = {}
-        self.usage_bytes: dict[str, int] = {}
-        self.writing_bytes: dict[str, int] = {}
+        self.usage_bytes = TenantBytes()
+        self.writing_bytes = TenantBytes()
         # Tenants whose usage grew since the evictor looked, where the policy tells tenants apart.
         self.grown: dict[str, None] = {}
         self.removed: deque[RemovedObject] = deque(maxlen=_REMOVED_LOG_MAX)
@@ -94,7 +95,7 @@ class L1State:
         """A slot just committed becomes findable; the caller tracks it."""
         namespace.table((record.kv_rank, record.group_id))[record.digest] = slot
         salt = namespace.key.cache_salt
-        self.usage_bytes[salt] = self.usage_bytes.get(salt, 0) + record.length
+        self.usage_bytes.count(salt, record.length)
         self.added.append((record.digest, salt))
         if self.policy.is_per_tenant:
             self.grown[salt] = None
@@ -104,13 +105,13 @@ class L1State:
         namespace.writing[rank_group, digest] = slot
         namespace.num_objects += 1
         salt = namespace.key.cache_salt
-        self.writing_bytes[salt] = self.writing_bytes.get(salt, 0) + length
+        self.writing_bytes.count(salt, length)
 
     def end_writing(self, slot: int, record: SlotRecord, namespace: Namespace) -> None:
         """The write is over, one way or the other; the slot counts as an object still."""
         namespace.writing.pop(((record.kv_rank, record.group_id), record.digest))
         self.write_deadlines.pop(slot)
-        _subtract(self.writing_bytes, namespace.key.cache_salt, record.length)
+        self.writing_bytes.count(namespace.key.cache_salt, -record.length)
 
     def remove_ready(self, slot: int, record: SlotRecord, is_evicted: bool = False) -> None:
         """Take an object out and free its slot, locked or not; readers see the slot word change."""
@@ -120,7 +121,7 @@ class L1State:
         self.lock_counts.pop(slot, None)
         self.temporary.discard(slot)
         salt = namespace.key.cache_salt
-        _subtract(self.usage_bytes, salt, record.length)
+        self.usage_bytes.count(salt, -record.length)
         self.slots.free(slot, SlotState.READY)
         self.removed.append(RemovedObject(namespace.key.root, record.digest, salt))
         namespace.num_objects -= 1
@@ -186,8 +187,7 @@ class L1State:
             raise IntegrityError("locked, tracked and ready slots do not add up")
         if not self.temporary <= set(self.lock_counts):
             raise IntegrityError("a temporary object has no lock")
-        usage: dict[str, int] = {}
-        writing_bytes: dict[str, int] = {}
+        usage, writing_bytes = TenantBytes(), TenantBytes()
         for namespace in self.namespaces.values():
             salt = namespace.key.cache_salt
             objects = sum(len(table) for table in namespace.ready.values()) + len(namespace.writing)
@@ -197,16 +197,8 @@ class L1State:
                 for digest, slot in table.items():
                     if self.slots.records.digest(slot) != digest:
                         raise IntegrityError(f"slot {slot} holds another digest than its table says")
-                    usage[salt] = usage.get(salt, 0) + self.slots.records.extent(slot)[1]
+                    usage.count(salt, self.slots.records.extent(slot)[1])
             for slot in namespace.writing.values():
-                writing_bytes[salt] = writing_bytes.get(salt, 0) + self.slots.records.extent(slot)[1]
+                writing_bytes.count(salt, self.slots.records.extent(slot)[1])
         if usage != self.usage_bytes or writing_bytes != self.writing_bytes:
             raise IntegrityError("bytes per tenant do not add up")
-
-
-def _subtract(bytes_by_salt: dict[str, int], salt: str, length: int) -> None:
-    left = bytes_by_salt[salt] - length
-    if left:
-        bytes_by_salt[salt] = left
-    else:
-        del bytes_by_salt[salt]

@@ -25,6 +25,7 @@ from lmcache.l2.key_claims import KeyClaims
 from lmcache.l2.object_batch import ObjectBatch
 from lmcache.l2.object_rows import ObjectRows
 from lmcache.l2.row_leases import RowLeases
+from lmcache.quota.tenant_bytes import TenantBytes
 
 _SCAN_ROWS = 4096
 _BATCH_ROWS = 65536
@@ -44,7 +45,7 @@ class ObjectIndex:
         self._leases = RowLeases(policy, lease_ttl_s, clock)
         self._claims = KeyClaims()
         self._used_bytes = 0
-        self._salt_bytes: dict[str, int] = {}
+        self._salt_bytes = TenantBytes()
         self.capacity_bytes = capacity_bytes
 
     def __len__(self) -> int:
@@ -137,7 +138,7 @@ class ObjectIndex:
             # Doubles hold any sum of bytes below 8 PiB exactly.
             sums = np.bincount(batch.space_ids, batch.sizes, len(batch.spaces)) if len(batch) else ()
             for space, num_bytes in zip(batch.spaces, sums, strict=True):
-                self._count_for(space.cache_salt, int(num_bytes))
+                self._salt_bytes.count(space.cache_salt, int(num_bytes))
             order = np.argsort(np.asarray(batch.stamps), kind="stable")
             for start in range(0, len(order), _BATCH_ROWS):
                 for row in self._rows.columns(order[start : start + _BATCH_ROWS].tolist()):
@@ -257,11 +258,9 @@ class ObjectIndex:
             self._rows.check_integrity()
             self._claims.check_integrity()
             rows = [row for row in range(self._rows.num_rows) if self._rows.is_used(row)]
-            usage: dict[str, int] = {}
+            usage = TenantBytes()
             for row in rows:
-                salt = self._rows.space(row).cache_salt
-                usage[salt] = usage.get(salt, 0) + self._rows.size(row)
-            usage = {salt: num_bytes for salt, num_bytes in usage.items() if num_bytes}  # a torn file may be empty
+                usage.count(self._rows.space(row).cache_salt, self._rows.size(row))
             if usage != self._salt_bytes or sum(usage.values()) + self._claims.removing_bytes != self._used_bytes:
                 raise IntegrityError("bytes per tenant and the objects' sizes do not add up")
             if len(self._policy) != len(rows) or not set(self._leases) <= set(rows):
@@ -272,7 +271,7 @@ class ObjectIndex:
     def _add(self, key: ObjectKey, num_bytes: int) -> None:
         row = self._rows.add(key, num_bytes)
         self._used_bytes += num_bytes
-        self._count_for(key.cache_salt, num_bytes)
+        self._salt_bytes.count(key.cache_salt, num_bytes)
         self._policy.add(row, self._rows.policy_hash(row), key.cache_salt)
 
     def _adopt(self, key: ObjectKey, num_bytes: int) -> bool:
@@ -291,21 +290,13 @@ class ObjectIndex:
         self._claims.note_left(key)
         return size
 
-    def _count_for(self, cache_salt: str, num_bytes: int) -> None:
-        if num_bytes:
-            self._salt_bytes[cache_salt] = self._salt_bytes.get(cache_salt, 0) + num_bytes
-
     def _hide(self, row: int, key: ObjectKey, is_evicted: bool) -> None:
         """Held to removing: its bytes stay counted as used until the backend has let go of them."""
         size = self._rows.size(row)
         self._rows.remove(row)
         self._policy.remove(row, is_evicted)
         self._leases.forget(row)
-        left = self._salt_bytes.get(key.cache_salt, 0) - size
-        if left:
-            self._salt_bytes[key.cache_salt] = left
-        else:
-            self._salt_bytes.pop(key.cache_salt, None)
+        self._salt_bytes.count(key.cache_salt, -size)
         self._claims.begin_removal(key, size)
 
     def _hide_victims(self, num_bytes: int, num_objects_max: int, tenant: str | None) -> list[tuple[ObjectKey, int]]:
