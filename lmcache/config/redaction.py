@@ -9,19 +9,24 @@ import re
 
 REDACTED = "***"
 
-# "auth" is not the beginning of "author"; a key is one only at the end of a word (not "keep", "keyboard").
+# "auth" is not the beginning of "author", nor "token" that of "tokenizer"; a key is one only at the end of a word (not
+# "keep", "keyboard").
 _SECRET_NAME = re.compile(
-    r"secret|token|passw|passphrase|(?<=[_-])pwd|credential|cookie|auth(?!or(?!i[sz]))|keys?(?![a-z])",
+    r"secret|token(?!i[sz])|passw|passphrase|(?<=[_-])pwd|credential|cookie|auth(?!or(?!i[sz]))|keys?(?![a-z])",
     re.IGNORECASE,
 )
 # The name of a place where a secret lies, which is no secret.
 _PLACE_NAME = re.compile(r"(file|path|dir|folder|sock|socket)$", re.IGNORECASE)
+# How many tokens of text: "min_retrieve_tokens", "MAX_TOKENS", "tokens_per_block".
+_TOKEN_COUNT = re.compile(
+    r"(?<![a-z])(?:(?:min|max|num|total)(?:[_-][a-z]+)*?[_-]tokens(?![a-z])|tokens[_-]per(?![a-z]))", re.IGNORECASE
+)
 _USER_INFO = re.compile(r"(?<=://)[^/?#\s]*@")
 
 
 def looks_secret(name: str) -> bool:
     """Whether a setting or variable of this name may hold what others must not see."""
-    return _SECRET_NAME.search(name) is not None and _PLACE_NAME.search(name) is None
+    return _SECRET_NAME.search(_TOKEN_COUNT.sub("", name)) is not None and _PLACE_NAME.search(name) is None
 
 
 def without_user_info(text: str) -> str:

@@ -175,6 +175,15 @@ class BackendSet:
             self._exchange(entries, wanted)
             return self.classes((name,))
 
+    def check(self, config: EmbeddedConfig) -> None:
+        """Raises ConfigError where a backend that is new in it cannot be made."""
+        for backend in config.backends:
+            if backend not in self._wanted:
+                try:
+                    self._storage.check_adapter(backend.adapter)
+                except ConfigError as error:
+                    raise ConfigError(f"{backend.name}: {error}") from error
+
     def follow(self, config: EmbeddedConfig) -> None:
         """Apply what a changed configuration asks for otherwise than the one before; what cannot be made is told,
         and what runs goes on. What an operator closed stays closed, unless it is asked for otherwise now."""
@@ -228,7 +237,7 @@ class BackendSet:
         for name, tier in self.tiers():
             if tier.index == index:
                 self._on_open(name, tier)
-                tier.wait_until_open(OPEN_PATIENCE_S)
+                tier.wait_until_tried(OPEN_PATIENCE_S)
 
     def _close(self, entry: _Open) -> None:
         self._open.remove(entry)

@@ -89,6 +89,11 @@ class EngineOperations(BackendOperations):
     def backends(self) -> dict[str, str]:
         return {L1_BACKEND: type(self._l1).__name__, **super().backends()}
 
+    def check(self, config: EmbeddedConfig) -> None:
+        """Raises ConfigError where `follow` could not apply it."""
+        make_policy(config.eviction_policy)
+        self._backends.check(config)
+
     def follow(self, config: EmbeddedConfig) -> None:
         """Apply what differs from the configuration before; what cannot be applied is told, and stays as it is."""
         with self._backends.changing:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE_MAX = 10
 _PAGE_KEYS = 1000
+# An object, its payload, and whether that is lossy: whether it is in L1 now.
+Admit = Callable[[ObjectKey, memoryview, bool], bool]
 _SUFFIX = b".data"
 _DTYPE_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
 
@@ -44,9 +46,7 @@ class _File:
     key: ObjectKey | None
 
 
-def load_fs_chunks(
-    config_path: str, num_chunks_max: int | None, dtype: str, admit: Callable[[ObjectKey, memoryview], bool]
-) -> LoadedChunks:
+def load_fs_chunks(config_path: str, num_chunks_max: int | None, dtype: str, admit: Admit) -> LoadedChunks:
     """`admit` puts an object into L1; False: it does not belong there, or found no room. Called in a few threads.
     `dtype` is how keys that failed are printed. Raises ConfigError where the configuration cannot be read, else
     LMCacheError."""
@@ -109,11 +109,11 @@ def _data_files(base_path: str) -> set[bytes]:
     return {name for name in names if name.endswith(_SUFFIX)}
 
 
-def _load(file: _File, admit: Callable[[ObjectKey, memoryview], bool]) -> bool:
+def _load(file: _File, admit: Admit) -> bool:
     if file.key is None:
         return False
     try:
-        return admit(file.key, file.folder.load_whole(file.key))
+        return admit(file.key, file.folder.load_whole(file.key), file.folder.is_lossy)
     except L2Error as error:
         logger.warning("%s cannot be loaded: %s", file.name, error)
     except Exception:  # the root of a load: log, count as failed, go on with the others
@@ -153,7 +153,7 @@ class ChunkAdmission:
         self._make_key = make_key
         self._keeps = keeps
 
-    def admit(self, key: ObjectKey, payload: memoryview) -> bool:
+    def admit(self, key: ObjectKey, payload: memoryview, is_lossy: bool = False) -> bool:
         """Whether it is in L1 now, from before perhaps. False also for an object that is not one of this rank's. Its
         root need not be known: the digest is a hash of it, and nobody of another root will ask for it."""
         if not self._fits(key, len(payload)):
@@ -165,7 +165,7 @@ class ChunkAdmission:
         slot, word, offset, length = split_places(l1.places(result.slots))[0]
         place = Place(slot, word, length)
         self._pool.view(offset, length)[:] = payload
-        if not l1.commit(self._writer_uid, [place]):
+        if l1.commit_loaded(self._writer_uid, place, lock=False, is_temporary=False, is_lossy=is_lossy) is None:
             return False
         if not self._keeps():
             l1.let_go([place._replace(slot_word=ready_word(word))])

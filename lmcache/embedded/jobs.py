@@ -18,7 +18,8 @@ class Prompt:
     """The chunks of a prompt, or some of them, of one tenant and one root.
 
     `tail_blocks`: blocks of the last of them where it is not a whole chunk; 0: all are whole.
-    `tail`: only of lookups, and only where somebody counts their chunks.
+    `tail`: only of lookups, and only where somebody counts their chunks. `num_tokens`: only of lookups, all of the
+    prompt, also what is beyond its chunks; 0: nothing is.
     """
 
     root: bytes
@@ -26,6 +27,7 @@ class Prompt:
     digests: tuple[bytes, ...]
     tail_blocks: int = 0
     tail: PromptTail | None = None
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class ChunkStory:
 class StoreJob:
     """`block_ids[i]` are the blocks of `digests[i]`, fewer in the last one where that is not a whole chunk.
 
-    `stories` is empty where nobody wants events. `num_tokens`: of all these chunks together.
+    `stories` is empty where nobody wants events. `num_tokens`: of all these chunks together. `num_cached`: the first
+    so many were in the engine's own prefix cache, the others were computed.
     """
 
     root: bytes
@@ -79,3 +82,4 @@ class StoreJob:
     stories: tuple[ChunkStory, ...] = ()
     request_id: str = ""
     num_tokens: int = 0
+    num_cached: int = 0

@@ -17,6 +17,11 @@ class KVTensor:
     dtype: str
     device: str
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.array.shape
+        return shape
+
 
 @dataclass(frozen=True, slots=True)
 class KVTensors:

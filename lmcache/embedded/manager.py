@@ -1,7 +1,7 @@
 """What the internal API reaches in one process: a scheduler's half, a worker's half, or an engine on its own.
 
 Composed by whoever builds that process. Parts that come later (a worker's engine and pages, a scheduler's own
-engine) are asked for anew with every call. Any thread.
+engine) are asked for anew with every call. Scripts of operators use it by the documented names. Any thread.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from lmcache.config.engine import LMCacheEngineConfig
-from lmcache.embedded.kv_tensors import KVTensors
-from lmcache.embedded.lookup.base import LookupClient, LookupSwitch
+from lmcache.embedded.kv_tensors import KVTensor, KVTensors
+from lmcache.embedded.lookup.base import LookupClient, LookupServer, LookupSwitch
 from lmcache.embedded.operations import CacheOperations
+from lmcache.errors import LookupSwitchError
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
@@ -64,6 +65,15 @@ class HasClient(Protocol):
 
 
 @runtime_checkable
+class HasServer(Protocol):
+    """The `LookupSwitch` of a worker."""
+
+    @property
+    def server(self) -> LookupServer | None:
+        """The one that answers lookups; None while none does."""
+
+
+@runtime_checkable
 class ChunkStatistics(Protocol):
     """A lookup client that counts chunks."""
 
@@ -83,7 +93,7 @@ class EmbeddedManager:
     this process takes no part in lookups. `logs_slots`: whether stores and retrieves write their slots to the log."""
 
     config: LMCacheEngineConfig
-    metadata: EngineMetadata
+    lmcache_engine_metadata: EngineMetadata
     metrics: MetricRegistry
     threads: PeriodicThreadRegistry
     find_engine: Callable[[], CacheOperations | None]
@@ -93,16 +103,64 @@ class EmbeddedManager:
     logs_slots: bool = False
 
     @property
-    def engine(self) -> CacheOperations | None:
+    def lmcache_engine(self) -> CacheOperations | None:
         return self.find_engine()
+
+    # Pages
 
     @property
     def kv_tensors(self) -> KVTensors | None:
         return self.find_kv_tensors()
 
     @property
+    def kv_caches(self) -> Mapping[str, KVTensor] | None:
+        """The pages by layer name; None where this process has none, or none yet."""
+        tensors = self.kv_tensors
+        return tensors.layers if tensors is not None else None
+
+    # Lookups
+
+    @property
     def lookup_client(self) -> LookupClient | None:
         """The outermost; None on a worker, and while there is none."""
-        if self.metadata.role != SCHEDULER or not isinstance(self.lookup, HasClient):
+        if self.lmcache_engine_metadata.role != SCHEDULER or not isinstance(self.lookup, HasClient):
             return None
         return self.lookup.current
+
+    @property
+    def lookup_server(self) -> LookupServer | None:
+        """None on a scheduler, and while there is none."""
+        if self.lmcache_engine_metadata.role != WORKER or not isinstance(self.lookup, HasServer):
+            return None
+        return self.lookup.server
+
+    def get_lookup_info(self) -> dict[str, object]:
+        """Class names of client and server, "None" for what is not there, and the role."""
+        client, server = self._switch().info()
+        return {"client": client, "server": server, "role": self.lmcache_engine_metadata.role}
+
+    def close_lookup(self) -> dict[str, object]:
+        """As `LookupSwitch.close`; the old one's name."""
+        return {"old": self._switch().close()}
+
+    def create_lookup(self, dryrun: bool = False) -> dict[str, object]:
+        """As `LookupSwitch.create`; the new one's name."""
+        return {"new": self._switch().create(dryrun), **({"dryrun": True} if dryrun else {})}
+
+    def recreate_lookup(self) -> dict[str, object]:
+        """As `LookupSwitch.recreate`; both names."""
+        old, new = self._switch().recreate()
+        return {"old": old, "new": new}
+
+    def _switch(self) -> LookupSwitch:
+        if self.lookup is None:
+            raise LookupSwitchError("this process takes no part in lookups")
+        return self.lookup
+
+    # The engine around us. Both raise LMCacheError where it cannot be told, and are empty where there is none.
+
+    def get_inference_info(self) -> dict[str, object]:
+        return {} if self.inference is None else self.inference.info()
+
+    def get_inference_version(self) -> dict[str, object]:
+        return {} if self.inference is None else self.inference.version()

@@ -117,6 +117,10 @@ class TierEngine(BackendOperations):
     def set_hot_cache(self, is_on: bool) -> None:
         """There is no L1 to keep anything in."""
 
+    def check(self, configs: Sequence[EmbeddedConfig]) -> None:
+        """Raises ConfigError where `follow` could not apply it."""
+        self._backends.check(_merged(configs))
+
     def follow(self, configs: Sequence[EmbeddedConfig]) -> None:
         """Apply what differs from the configuration before; what cannot be applied is told, and stays as it is."""
         with self._backends.changing:

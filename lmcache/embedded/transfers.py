@@ -17,6 +17,7 @@ from lmcache.embedded.layer_transfers import Bytes, HeldPart, LayerLoad, LayerSt
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.engine.pool import Pool
 from lmcache.kv_copy.base import KVCopier
+from lmcache.kv_copy.lossy_chunks import LossyChunks
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.l1.values import Place
 from lmcache.protocol.blobs import split_places
@@ -43,6 +44,7 @@ class PageTransfers:
         self._pool = pool
         self._l1 = pool.l1
         self._copier = copier
+        self._lossy = LossyChunks(copier.num_blocks)
         self._chunk_bytes = chunk_bytes
         self._writer_uid = writer_uid
         self._steps = steps
@@ -73,7 +75,7 @@ class PageTransfers:
 
     def _reserve(self, key: NamespaceKey, job: StoreJob) -> list[ReservedChunk]:
         reserved: list[ReservedChunk] = []
-        chunks = zip(job.digests, job.block_ids, strict=True)
+        chunks = [(job.digests[at], job.block_ids[at]) for at in self._lossy.exact(job.digests, job.num_cached)]
         for num_blocks, group in itertools.groupby(chunks, key=lambda chunk: len(chunk[1])):
             alike = list(group)
             result = self._l1.reserve(
@@ -142,6 +144,8 @@ class PageTransfers:
                 self._l1.let_go([place])
                 self._l1.unlock([unread for unread, _ in found[len(held) :]])
                 return held, "its place does not fit this engine"
+            if self._l1.is_lossy(place):
+                self._lossy.add(part.digest)
             held.append(HeldPart(part, place, self._slot(offset, place.length)))
         return held, failure
 

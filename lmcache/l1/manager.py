@@ -149,6 +149,10 @@ class L1Manager:
         """Whether a place is still what it was: to be asked after its bytes were read without a lock."""
         return self._state.has_word(place.slot, place.slot_word)
 
+    def is_lossy(self, place: Place) -> bool:
+        """Whether a place that is locked has the mark."""
+        return self._state.slots.records.is_lossy(place.slot)
+
     def lock_key(self, key: NamespaceKey, rank_group: RankGroup, digest: bytes, retain: bool) -> Place | None:
         """Lock the object of a key, if it is here. With `retain`, it is not temporary any more."""
         with self._mutex:
@@ -161,11 +165,13 @@ class L1Manager:
         with self._mutex:
             return self._moves.lock_keys(key, rank_group, digests, retain)
 
-    def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
-        """Make an object that was loaded findable, and lock it; a temporary one goes with its last lock.
-        None where its time ran out."""
+    def commit_loaded(
+        self, owner_uid: int, place: Place, lock: bool, is_temporary: bool, is_lossy: bool = False
+    ) -> Place | None:
+        """Make an object that was loaded findable, and lock it; a temporary one goes with its last lock, a lossy one
+        never goes to a tier. None where its time ran out."""
         with self._mutex:
-            return self._moves.commit_loaded(owner_uid, place, lock, is_temporary)
+            return self._moves.commit_loaded(owner_uid, place, lock, is_temporary, is_lossy)
 
     def remove(self, places: Sequence[Place]) -> int:
         """Remove these objects, but those that somebody has locked; returns how many."""

@@ -19,11 +19,12 @@ from lmcache.memory.records import ready_word
 
 @dataclass(frozen=True, slots=True)
 class HeldObject:
-    """What a READY slot holds, and where it lies in the pool."""
+    """What a READY slot holds, and where it lies in the pool. `is_lossy`: the bytes only resemble those computed."""
 
     key: ObjectKey
     offset: int
     length: int
+    is_lossy: bool = False
 
 
 class TierMoves:
@@ -40,7 +41,7 @@ class TierMoves:
         record = state.slots.records.read(place.slot)
         name = state.namespace_of(record).key
         key = ObjectKey(record.digest, name.model_name, record.kv_rank, record.group_id, name.cache_salt)
-        return HeldObject(key, record.offset, record.length)
+        return HeldObject(key, record.offset, record.length, state.slots.records.is_lossy(place.slot))
 
     def lock_key(self, key: NamespaceKey, rank_group: RankGroup, digest: bytes, retain: bool) -> Place | None:
         """Lock the object of a key, if it is there. With `retain`, it is not temporary any more."""
@@ -65,15 +66,17 @@ class TierMoves:
             found.append((Place(slot, records.slot_word(slot), length), offset))
         return found
 
-    def commit_loaded(self, owner_uid: int, place: Place, lock: bool, is_temporary: bool) -> Place | None:
-        """An object that was loaded becomes findable. A temporary one is locked, and goes with its last lock; where
-        L1 keeps nothing, each one is."""
+    def commit_loaded(
+        self, owner_uid: int, place: Place, lock: bool, is_temporary: bool, is_lossy: bool
+    ) -> Place | None:
+        """An object that was loaded becomes findable, with a mark if it is lossy. A temporary one is locked, and goes
+        with its last lock; where L1 keeps nothing, each one is."""
         state = self._state
         is_temporary = is_temporary or not state.keeps_loaded
         if not lock and not state.keeps_loaded:
             self._writes.abort(owner_uid, place)
             return None
-        if not self._writes.commit(owner_uid, place):
+        if not self._writes.commit(owner_uid, place, is_lossy):
             return None
         state.track((place.slot,))
         if lock:

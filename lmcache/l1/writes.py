@@ -78,9 +78,9 @@ class SlotWrites:
         state.write_deadlines[slot] = self._clock() + self._write_ttl_s
         return ReserveStatus.RESERVED, slot
 
-    def commit(self, owner_uid: int, place: Place) -> bool:
-        """Make a written slot findable. One that was quarantined, or comes while nothing may come, is freed: its
-        owner is done with it."""
+    def commit(self, owner_uid: int, place: Place, is_lossy: bool = False) -> bool:
+        """Make a written slot findable, with a mark if it is lossy. One that was quarantined, or comes while nothing
+        may come, is freed: its owner is done with it."""
         if self._state.is_frozen or not self._is_writing(owner_uid, place):
             self.abort(owner_uid, place)
             return False
@@ -88,6 +88,8 @@ class SlotWrites:
         record = state.slots.records.read(place.slot)
         namespace = state.namespace_of(record)
         state.end_writing(place.slot, record, namespace)
+        if is_lossy:
+            state.slots.records.mark_lossy(place.slot)
         self._steps.reached("l1.commit")
         state.slots.set_state(place.slot, SlotState.WRITING, SlotState.READY)
         self._steps.reached("l1.committed")

@@ -180,6 +180,11 @@ class L2Adapter(abc.ABC):
         """Fill `target`, which has the object's length. What was written there is garbage if this raises
         BackendError, ObjectMissingError or CorruptObjectError."""
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether bytes that come from here may only resemble those that were stored."""
+        return False
+
     def load_whole(self, key: ObjectKey) -> memoryview:
         """The same for an object of unknown length, in memory of its own. A serde needs it."""
         raise BackendError(f"{self.class_name} loads only into memory of a known length")

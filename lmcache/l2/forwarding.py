@@ -51,6 +51,10 @@ class ForwardingL2Adapter(L2Adapter):
     def load(self, key: ObjectKey, target: memoryview) -> Loaded:
         return self.inner.load(key, target)
 
+    @property
+    def is_lossy(self) -> bool:
+        return self.inner.is_lossy
+
     def load_whole(self, key: ObjectKey) -> memoryview:
         return self.inner.load_whole(key)
 

@@ -78,6 +78,10 @@ class SerdeL2AdapterWrapper(ForwardingL2Adapter):
             raise
         return Loaded(len(target), header.is_lossy)
 
+    @property
+    def is_lossy(self) -> bool:
+        return self._serde.is_lossy or self.inner.is_lossy
+
     def load_whole(self, key: ObjectKey) -> memoryview:
         content = self.inner.load_whole(key)
         try:

@@ -1,7 +1,7 @@
 """The mapped index: one fixed record per slot, the only durable truth about the pool.
 
 A record is sixteen 64-bit words. Words 0-9 are the payload, word 10 the recency (advice
-only), word 14 the xxh3 of the payload, word 15 the slot word. The payload is written
+only), word 11 the flags, word 14 the xxh3 of the payload, word 15 the slot word. The payload is written
 first, the slot word last, as one aligned store: whoever sees a slot word sees the payload
 that belongs to it. Only the server writes; clients map the file read-only.
 
@@ -34,7 +34,8 @@ RECORD_WORDS = 16
 RECORD_BYTES = RECORD_WORDS * 8
 _PAYLOAD = struct.Struct("<32sQQIIIIQQ")  # words 0 to 9
 _OFFSET_WORD, _LENGTH_WORD, _NAMES_WORD, _RANK_WORD, _ROOT_WORD, _OWNER_WORD = 4, 5, 6, 7, 8, 9
-_RECENCY_WORD, _CHECKSUM_WORD, _SLOT_WORD = 10, 14, 15
+_RECENCY_WORD, _FLAGS_WORD, _CHECKSUM_WORD, _SLOT_WORD = 10, 11, 14, 15
+_LOSSY_FLAG = 1
 _STATE_BITS = 3
 _STATE_MASK = (1 << _STATE_BITS) - 1
 _WORD_MASK = (1 << 64) - 1
@@ -135,10 +136,18 @@ class RecordTable:
         self._view[base : base + _PAYLOAD.size] = payload
         self._steps.reached("l1.payload")
         words, first = self._words, slot * RECORD_WORDS
+        words[first + _FLAGS_WORD] = 0
         words[first + _CHECKSUM_WORD] = xxhash.xxh3_64_intdigest(payload)
         word = make_slot_word((words[first + _SLOT_WORD] >> _STATE_BITS) + 1, SlotState.WRITING)
         words[first + _SLOT_WORD] = word
         return word
+
+    def mark_lossy(self, slot: int) -> None:
+        """The bytes in this WRITING slot only resemble those that were computed. Before it is READY."""
+        self._words[slot * RECORD_WORDS + _FLAGS_WORD] |= _LOSSY_FLAG
+
+    def is_lossy(self, slot: int) -> bool:
+        return bool(self._words[slot * RECORD_WORDS + _FLAGS_WORD] & _LOSSY_FLAG)
 
     def set_recency(self, slots: list[int], first_tick: int) -> None:
         """Note that these slots were used, the first of them least recently."""
@@ -242,6 +251,10 @@ class SlotReader:
     def has_digest(self, slot: int, digest: bytes) -> bool:
         base = slot * RECORD_BYTES
         return self._view[base : base + 32] == digest
+
+    def is_lossy(self, slot: int) -> bool:
+        """To be asked between two looks at the slot word: of the generation that it names."""
+        return bool(self._words[slot * RECORD_WORDS + _FLAGS_WORD] & _LOSSY_FLAG)
 
     def close(self) -> None:
         self._words.release()

@@ -45,6 +45,7 @@ class L2EvictionController:
     def cycle(self, tiers: list[Tier]) -> dict[str, object]:
         for tier in tiers:
             if tier.state is TierState.ACTIVE:
+                self._warn_about(tier)
                 tier.adapter.expire_leases()
                 tier.submit_chore("eviction", functools.partial(self._keep_house, tier))
         with self._mutex:
@@ -88,8 +89,9 @@ class L2EvictionController:
             num_evicted += adapter.evict(over_bytes, num_objects_max)[0]
         return num_evicted
 
-    def warn_about(self, tier: Tier) -> None:
-        """Once: a policy that needs a capacity to compare with, on an adapter that declares none."""
+    def _warn_about(self, tier: Tier) -> None:
+        """Once: a policy that needs a capacity to compare with, on an adapter that has none, which shows when it is
+        open."""
         config = self._eviction_of.get(tier.index)
         needs_capacity = config is not None and config.eviction_policy not in (PER_TENANT_POLICY, "noop")
         if needs_capacity and not tier.adapter.usage().total_capacity_bytes and tier.index not in self._warned:

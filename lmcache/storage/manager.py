@@ -105,14 +105,15 @@ class StorageManager:
     # Life
 
     def start(self, threads: PeriodicThreadRegistry, open_patience_s: float = _OPEN_PATIENCE_S) -> None:
-        """Start loops and open the adapters; waits a while for them, and goes on without those that take longer."""
+        """Start loops and open the adapters; waits a while for them, and goes on without those that take longer, or are
+        away."""
         self._loops.start(threads, scrubs=not self.config.is_reader)  # a scrub removes what is damaged
         tiers = self.tiers()
         for tier in tiers:
             tier.start()
         deadline_s = self._clock() + open_patience_s
         for tier in tiers:
-            tier.wait_until_open(max(0.0, deadline_s - self._clock()))
+            tier.wait_until_tried(max(0.0, deadline_s - self._clock()))
 
     def close(self) -> bool:
         """Hand over what waits for L2, within the time for it, and close the adapters; L1 must still be there.
@@ -154,6 +155,10 @@ class StorageManager:
         tier.start()
         return tier.index
 
+    def check_adapter(self, spec: L2AdapterSpec) -> None:
+        """Whether it could be put to use, as far as that shows before it is opened. Raises ConfigError."""
+        make_adapter(spec, self._context(spec, persists=True)).close()  # which may lie where another one is at work
+
     def replace_adapter(self, index: int, spec: L2AdapterSpec, drain_timeout_s: float = 30.0) -> int:
         """Put an adapter to use instead of another one, the same way; its index. Where it cannot be made, the old one
         goes on. Raises ConfigError, AdapterNotFoundError."""
@@ -168,14 +173,16 @@ class StorageManager:
         return self._register(spec, self._make(spec), route)
 
     def _make(self, spec: L2AdapterSpec) -> L2Adapter:
-        is_reader = self.config.is_reader  # whose end removes nothing, whatever those who write there do at theirs
-        context = AdapterContext(
-            spec.type, spec.eviction, spec.persist_enabled or is_reader, boot_id=self._boot_id, clock=self._clock,
-            is_reader=is_reader,
-        )  # fmt: skip
-        adapter = make_adapter(spec, context)
+        # The end of a reader removes nothing, whatever those who write there do at theirs.
+        adapter = make_adapter(spec, self._context(spec, spec.persist_enabled or self.config.is_reader))
         adapter.add_listener(self._events)
         return adapter
+
+    def _context(self, spec: L2AdapterSpec, persists: bool) -> AdapterContext:
+        return AdapterContext(
+            spec.type, spec.eviction, persists, boot_id=self._boot_id, clock=self._clock,
+            is_reader=self.config.is_reader,
+        )  # fmt: skip
 
     def _register(self, spec: L2AdapterSpec, adapter: L2Adapter, route: TierRoute | None) -> Tier:
         with self._mutex:
@@ -184,7 +191,6 @@ class StorageManager:
             tier.route = route or tier.route
             self._evictions[index] = spec.eviction
             self._tiers.append(tier)
-        self._evictor.warn_about(tier)
         self.stores.add_tier(tier)
         self.prefetches.add_tier(tier)
         return tier

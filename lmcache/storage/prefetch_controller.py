@@ -113,7 +113,10 @@ class PrefetchController:
 
     def cycle(self) -> dict[str, object]:
         while self._inbox:
-            self._inbox.popleft()()
+            try:
+                self._inbox[0]()
+            finally:
+                self._inbox.popleft()  # only now: until it is done, nothing is at rest
         now_s = self._clock()
         for job in list(self._jobs.values()):
             if job.phase is PrefetchPhase.DONE:
@@ -197,9 +200,10 @@ class PrefetchController:
             self._end(job, is_whole=False)
 
     def _let_go(self, job: PrefetchJob) -> None:
+        """It is there until nothing of its is locked."""
+        self._loads.let_go(job)
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
-        self._loads.let_go(job)
 
     def _tell(self, on_done: OnDone | None, is_whole: bool) -> None:
         if on_done is None:
@@ -216,8 +220,12 @@ class PrefetchController:
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether there is no job, no load under way, and nothing held for a reader."""
-        return not (self._jobs or self._active or self._loads.num_under_way or self._loads.held_bytes)
+        """Whether there is no job, no load under way, nothing held for a reader, and nothing to be heard. What was
+        submitted or released before this call is over then; any thread may ask."""
+        if self._inbox:
+            return False
+        is_idle = not (self._jobs or self._active or self._loads.num_under_way or self._loads.held_bytes)
+        return is_idle and not self._inbox  # what is in the middle of being done is still in there
 
     @property
     def num_jobs(self) -> int:

@@ -163,7 +163,7 @@ class PrefetchLoads:
         stays = job.is_detached and request.keeps_late
         try:
             committed = request.pool.l1.commit_loaded(
-                self._owner_uid, load.place, lock=not stays, is_temporary=not request.retains
+                self._owner_uid, load.place, lock=not stays, is_temporary=not request.retains, is_lossy=loaded.is_lossy
             )
         except Exception:  # the root of a tier's answer: log, give its slot back, go on with those that wait
             logger.exception("what was loaded could not be committed")

@@ -20,7 +20,8 @@ from lmcache.storage.breaker import BreakerState
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.pool_access import OpenPool
 from lmcache.storage.store_policies import StorePolicy
-from lmcache.storage.tier import Tier, TierState
+from lmcache.storage.tier import Tier
+from lmcache.storage.tier_life import TierState
 
 logger = logging.getLogger(__name__)
 
@@ -186,11 +187,14 @@ class StoreController:
         """False: the adapter takes no more for now; the entry waits on."""
         waiting = entry.object
         held = waiting.pool.l1.describe(waiting.place) if not waiting.pool.is_closed else None
-        if held is None:
-            self._metrics.l1_read_failure.add(1, "l2_store", "not_found", waiting.model_name)
+        if held is None or held.is_lossy:
+            if held is None:
+                self._metrics.l1_read_failure.add(1, "l2_store", "not_found", waiting.model_name)
+            else:  # no tier may take it for what was computed
+                self._metrics.store_dropped.add(1, queue.tier.name, "lossy")
+            self._ended(waiting, is_there=False)
             with self._mutex:
                 self._land(queue, entry)
-            self._ended(waiting, is_there=False)
             return True
         source = Source(
             waiting.pool.view(held.offset, held.length),
@@ -218,14 +222,18 @@ class StoreController:
             if is_retried:
                 entry.not_before_s = self._clock() + _RETRY_S * entry.num_attempts
                 queue.retries.append(entry)
-            self._land(queue, entry)
+                self._land(queue, entry)
         if is_retried:
             return
-        if status is StoreStatus.STORED:
-            self._metrics.store_completed_objects.add(1, cache_salt)
-        elif status is not StoreStatus.EXISTS:
-            self._metrics.store_dropped.add(1, queue.tier.name, str(status or "failed"))
-        self._ended(entry.object, status in (StoreStatus.STORED, StoreStatus.EXISTS))
+        try:
+            if status is StoreStatus.STORED:
+                self._metrics.store_completed_objects.add(1, cache_salt)
+            elif status is not StoreStatus.EXISTS:
+                self._metrics.store_dropped.add(1, queue.tier.name, str(status or "failed"))
+            self._ended(entry.object, status in (StoreStatus.STORED, StoreStatus.EXISTS))
+        finally:
+            with self._mutex:  # last: once nothing is under way, L1 has let go of what is not to stay
+                self._land(queue, entry)
         self._wake()
 
     def _ended(self, ended: _Object, is_there: bool) -> None:

@@ -89,6 +89,10 @@ class Tier:
     def wait_until_open(self, timeout_s: float) -> bool:
         return self._life.wait_until_open(timeout_s)
 
+    def wait_until_tried(self, timeout_s: float) -> None:
+        """Until it is open, or has been found to be away."""
+        self._life.wait_until_tried(timeout_s)
+
     def drain(self) -> bool:
         """Take no new work; what was taken is finished. False: somebody said so before."""
         return self._life.drain()

@@ -43,6 +43,8 @@ class TierLife:
         self._is_started = False
         self._close_mutex = threading.Lock()
         self._opened = threading.Event()
+        # The first attempt to open it has come to something.
+        self._tried = threading.Event()
 
     def start(self, thread_name: str) -> None:
         """Open the adapter in a thread of that name, then start the workers."""
@@ -53,6 +55,10 @@ class TierLife:
         self._opened.wait(timeout_s)
         return self.state is TierState.ACTIVE
 
+    def wait_until_tried(self, timeout_s: float) -> None:
+        """Until it is open, or has been found to be away; it is tried again in that case, for nobody to wait."""
+        self._tried.wait(timeout_s)
+
     def _run(self) -> None:
         is_open = self._open()
         with self._mutex:
@@ -61,6 +67,7 @@ class TierLife:
                 if is_open:
                     self._workers.start()
             self._opened.set()
+            self._tried.set()
             is_given_up = self._is_given_up
         if is_given_up:  # whoever closes waits for it no more
             self._adapter.close()
@@ -74,6 +81,7 @@ class TierLife:
             except BackendError as error:
                 logger.warning("L2 adapter %s cannot be opened, trying again in %g s: %s", self._name, wait_s, error)
                 self._breaker.last_error = str(error)
+                self._tried.set()
                 self._workers.wait_until_stopping(wait_s)
                 wait_s = min(2 * wait_s, wait_s_max)
                 continue

@@ -69,9 +69,9 @@ class PeriodicThread:
         self._started_s = 0.0
         self._last_run_s: float | None = None
         self.last_run_time = 0.0
-        self.total_runs = 0
-        self.failed_runs = 0
         self.last_summary: RunSummary | None = None
+        # All of them, and those that failed; replaced as one.
+        self._runs = (0, 0)
 
     def start(self) -> None:
         self._started_s = self._clock()
@@ -100,10 +100,19 @@ class PeriodicThread:
         return self._thread.is_alive()
 
     @property
+    def total_runs(self) -> int:
+        """What else is told of a run is told when it counts here."""
+        return self._runs[0]
+
+    @property
+    def failed_runs(self) -> int:
+        return self._runs[1]
+
+    @property
     def success_percent(self) -> float | None:
         """None before the first run ended."""
-        total = self.total_runs
-        return 100.0 * (total - self.failed_runs) / total if total else None
+        total, failed = self._runs
+        return 100.0 * (total - failed) / total if total else None
 
     def last_run_ago_s(self) -> float | None:
         return None if self._last_run_s is None else self._clock() - self._last_run_s
@@ -139,11 +148,11 @@ class PeriodicThread:
         except Exception as error:  # the root of a thread: log, count, go on
             success, message = False, f"{type(error).__name__}: {error}"
             logger.exception("periodic thread %s failed", self.name)
-        self.total_runs += 1
-        self.failed_runs += not success
         self.last_run_time, self._last_run_s = started, started_s
         self.last_summary = RunSummary(started, (time.perf_counter() - begun) * 1000, success, message, extra_info)
         self._seen_s = self._clock()
+        total, failed = self._runs
+        self._runs = (total + 1, failed + (not success))
 
 
 class PeriodicThreadRegistry:

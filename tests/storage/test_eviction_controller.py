@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError
-from lmcache.l2.base import AdapterContext, EvictionConfig, Source
+from lmcache.l2.base import AdapterContext, EvictionConfig, Source, Usage
 from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.l2.memory.config import MemoryConfig
 from lmcache.storage.breaker import BreakerConfig, BreakerState
@@ -18,6 +17,7 @@ from lmcache.storage.eviction_controller import L2EvictionController
 from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier, TierConfig
 from lmcache.telemetry.metrics import Counter, MetricRegistry
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 
 
 class TickingAdapter(MockL2Adapter):
@@ -33,7 +33,7 @@ class TickingAdapter(MockL2Adapter):
 
     def tick(self) -> None:
         self.num_ticks += 1
-        self.go_on.wait(10)
+        self.go_on.wait(2 * PATIENCE_S)
         if self.error is not None:
             raise self.error
 
@@ -45,7 +45,7 @@ def tiers() -> Iterator[list[Tier]]:
     made = [Tier(number, TickingAdapter(), metrics, config) for number in range(2)]
     for tier in made:
         tier.start()
-        assert tier.wait_until_open(10)
+        assert tier.wait_until_open(PATIENCE_S)
     yield made
     for tier in made:
         adapter_of(tier).go_on.set()
@@ -59,13 +59,6 @@ def adapter_of(tier: Tier) -> TickingAdapter:
 
 def ticks(tiers: list[Tier]) -> list[int]:
     return [adapter_of(tier).num_ticks for tier in tiers]
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def test_housekeeping_goes_on_where_it_fails_and_where_the_breaker_is_open(
@@ -99,7 +92,26 @@ def test_a_backend_that_hangs_holds_up_no_other_and_is_not_asked_twice(tiers: li
     cycle = threading.Thread(target=lambda: [controller.cycle(tiers) for _ in range(3)], daemon=True)
     cycle.start()
     wait_until(lambda: other.num_objects == 5)
-    cycle.join(10)
+    cycle.join(PATIENCE_S)
     assert not cycle.is_alive()
     wait_until(lambda: hung.num_ticks > 0)  # in a thread of its own
     assert hung.num_ticks == 1
+
+
+def test_a_capacity_is_missed_once_and_only_where_there_is_none(
+    tiers: list[Tier], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some adapters know their capacity only when they are open."""
+    metrics = StorageMetrics(MetricRegistry(), Counter("a", ""), Counter("b", ""))
+    adapter = TickingAdapter()
+    monkeypatch.setattr(adapter, "usage", lambda: Usage(0, {}, 0))
+    late = Tier(2, adapter, metrics, TierConfig(breaker=BreakerConfig()))
+    controller = L2EvictionController(dict.fromkeys(range(3), EvictionConfig()), lambda usage: {})
+    controller.cycle([*tiers, late])
+    assert "no capacity" not in caplog.text
+    late.start()
+    assert late.wait_until_open(PATIENCE_S)
+    for _ in range(2):
+        controller.cycle([*tiers, late])
+    assert caplog.text.count("no capacity") == 1
+    late.close(1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -22,6 +21,7 @@ from lmcache.storage.scrubber import ScrubConfig
 from lmcache.storage.tier_life import TierState
 from lmcache.telemetry.metrics import Counter, MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 
 OBJECT_BYTES = 1000
 MEMORY = '{"type": "memory", "max_size_gb": 1}'
@@ -82,13 +82,6 @@ def key(number: int, salt: str = "") -> ObjectKey:
     return ObjectKey(number.to_bytes(32, "big"), "m", 1, 0, salt)
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
 class Site:
     def __init__(self, manager: StorageManager, limits: Limits) -> None:
         self.manager = manager
@@ -145,6 +138,18 @@ def fail_times(adapter: MockL2Adapter, count: int) -> list[str]:
     return tried
 
 
+def hold_writes(site: Site) -> Callable[[], None]:
+    """Writes of the first adapter wait until what is returned is called."""
+    may_pass, write = threading.Event(), site.adapter()._write
+
+    def wait_and_write(*args: object) -> int:
+        assert may_pass.wait(2 * PATIENCE_S)
+        return write(*args)  # type: ignore[arg-type]
+
+    site.adapter()._write = wait_and_write  # type: ignore[method-assign]
+    return may_pass.set
+
+
 def test_every_object_goes_to_every_adapter(open_site: OpenSite) -> None:
     site = open_site(MEMORY, MEMORY)
     site.store(1, 2, 3)
@@ -161,43 +166,46 @@ def test_l1_lets_go_only_of_what_every_adapter_has(open_site: OpenSite) -> None:
     site = open_site(MEMORY, '{"type": "memory", "max_size_gb": 0.000002}', store_policy="skip_l1")
     for number in (1, 2, 3, 4):
         site.store(number)
-        wait_until(lambda number=number: number in site.held(0))
-    wait_until(lambda: not site.manager.stores.num_inflight)
+        assert site.manager.stores.wait_until_empty(PATIENCE_S)
     # The second adapter has room for one object at a time, and so got each of them.
     assert [place.slot for place in site.pool.l1.removed] == [1, 2, 3, 4]
     site.adapter(1).index.capacity_bytes = 10
     site.store(5)
-    wait_until(lambda: 5 in site.held(0) and not site.manager.stores.num_inflight)
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
+    assert 5 in site.held(0)
     assert 5 not in [place.slot for place in site.pool.l1.removed], "one adapter does not have it"
 
 
-def test_a_failed_store_is_tried_again_and_then_given_up(open_site: OpenSite) -> None:
+def test_a_failed_store_is_tried_again_and_then_given_up(open_site: OpenSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcache.storage.store_controller._RETRY_S", 0.01)
+    monkeypatch.setattr("lmcache.storage.loops._INTERVAL_S", 0.02)
     site = open_site(MEMORY)
     tried = fail_times(site.adapter(), 2)
     site.store(1)
-    wait_until(lambda: site.held() == {1})
-    assert tried == ["01"] * 3
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
+    assert (site.held(), tried) == ({1}, ["01"] * 3)
     tried = fail_times(site.adapter(), 3)
     site.store(2)
-    wait_until(lambda: len(tried) == 3 and not site.manager.stores.num_pending)
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
+    assert (site.held(), tried) == ({1}, ["02"] * 3)
     metrics = site.manager.metrics
-    wait_until(lambda: metrics.store_dropped.value("memory", "failed") == 1)
-    assert site.held() == {1}
-    assert metrics.store_submitted.value() == metrics.store_completed.value("memory") == 6
+    assert metrics.store_dropped.value("memory", "failed") == 1
+    wait_until(lambda: metrics.store_submitted.value() == metrics.store_completed.value("memory") == 6)
     assert metrics.store_completed_objects.value("") == 1
 
 
 def test_what_left_l1_is_not_stored(open_site: OpenSite) -> None:
     site = open_site(MEMORY)
+    written = fail_times(site.adapter(), 0)
     place = site.pool.put(1)
     del site.pool.l1.held[place]
     site.manager.stores.submit(site.pool, [place], "", "", "org/m")  # type: ignore[arg-type]
     site.store(2)
-    wait_until(lambda: site.held() == {2})
-    assert site.manager.metrics.l1_read_failure.value("l2_store", "not_found", "org/m") == 1
-    wait_until(lambda: site.manager.metrics.store_completed.value("memory") == 1)
-    assert site.manager.metrics.store_submitted.value() == 1, "it was handed to no adapter"
-    wait_until(lambda: site.manager.stores.num_pending == 0)
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
+    assert (site.held(), written) == ({2}, ["02"])
+    metrics = site.manager.metrics
+    assert metrics.l1_read_failure.value("l2_store", "not_found", "org/m") == 1
+    wait_until(lambda: metrics.store_submitted.value() == metrics.store_completed.value("memory") == 1)
 
 
 def test_adapters_come_and_go_while_it_runs(open_site: OpenSite) -> None:
@@ -219,11 +227,15 @@ def test_adapters_come_and_go_while_it_runs(open_site: OpenSite) -> None:
 
 
 def test_a_removed_adapter_finishes_what_it_took(open_site: OpenSite) -> None:
-    site = open_site('{"type": "memory", "max_size_gb": 1, "mock_bandwidth_gb": 0.00002}')
+    site = open_site(MEMORY)
+    adapter, tier, let_pass = site.adapter(), site.manager.tiers()[0], hold_writes(site)
     site.store(1, 2)
-    wait_until(lambda: site.manager.tiers()[0].inflight()[0] == 2)
-    adapter = site.adapter()
-    site.manager.remove_adapter(0, drain_timeout_s=10)
+    wait_until(lambda: tier.inflight()[0] == 2)
+    removing = threading.Thread(target=site.manager.remove_adapter, args=(0, 2 * PATIENCE_S))
+    removing.start()
+    wait_until(lambda: tier.state is TierState.DRAINING)
+    let_pass()
+    removing.join()
     assert adapter.num_objects == 2
 
 
@@ -237,8 +249,8 @@ def test_the_watermark_is_kept_oldest_first(open_site: OpenSite) -> None:
         wait_until(lambda number=number: number in site.held())
     size = site.adapter().usage().total_bytes_used // 8
     site.adapter().index.capacity_bytes = 10 * size
-    wait_until(lambda: site.adapter().usage().total_bytes_used <= 5 * size)
-    assert site.held() == {4, 5, 6, 7, 8}
+    wait_until(lambda: site.held() == {4, 5, 6, 7, 8})
+    assert site.adapter().usage().total_bytes_used == 5 * size
 
 
 def test_tenants_are_brought_back_to_their_limits(open_site: OpenSite) -> None:
@@ -259,7 +271,7 @@ def test_the_scrub_finds_and_removes_what_rotted(open_site: OpenSite) -> None:
     objects = site.adapter()._objects
     objects[key(3)] = objects[key(3)][:-1] + b"?"
     wait_until(lambda: site.held() == {1, 2, 4, 5})
-    assert site.manager.metrics.corrupt_objects.value("memory") == 1
+    wait_until(lambda: site.manager.metrics.corrupt_objects.value("memory") == 1)
     wait_until(lambda: site.manager.metrics.scrubbed.value("memory") >= 5)
 
 
@@ -271,11 +283,11 @@ def test_a_backend_that_hangs_holds_up_the_scrub_of_no_other(open_site: OpenSite
 
     def hang(key: ObjectKey) -> bool:
         hung.set()
-        return go_on.wait(60)
+        return go_on.wait(2 * PATIENCE_S)
 
     site.adapter(0).verify = hang  # type: ignore[method-assign]
     try:
-        assert hung.wait(10)
+        assert hung.wait(PATIENCE_S)
         objects = site.adapter(1)._objects
         objects[key(3)] = objects[key(3)][:-1] + b"?"
         wait_until(lambda: site.held(1) == {1, 2, 4, 5})
@@ -332,5 +344,5 @@ def test_a_store_of_what_is_held_is_no_second_copy(open_site: OpenSite) -> None:
     assert site.adapter().store(key(1), source) is StoreStatus.EXISTS
     used = site.adapter().usage().total_bytes_used
     site.store(1)
-    wait_until(lambda: not site.manager.stores.num_pending + site.manager.stores.num_inflight)
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
     assert site.adapter().usage().total_bytes_used == used

@@ -16,6 +16,8 @@ from lmcache.storage.metrics import StorageMetrics
 from lmcache.storage.tier import Tier, TierConfig
 from lmcache.storage.tier_life import TierState
 from lmcache.telemetry.metrics import Counter, MetricRegistry
+from lmcache.testing.waiting import PATIENCE_S, wait_until
+from tests.conftest import FakeClock
 
 KEYS = [ObjectKey(bytes([number]) * 32, "m", 1) for number in range(8)]
 SOON = 1e12
@@ -79,7 +81,7 @@ class Answers:
 
     def wait(self, count: int = 1) -> list[object]:
         for _ in range(count):
-            assert self._came.acquire(timeout=10), "no answer came"
+            assert self._came.acquire(timeout=PATIENCE_S), "no answer came"
         return self.values
 
 
@@ -91,14 +93,18 @@ def make_tier() -> Iterator[MakeTier]:
     tiers: list[Tier] = []
 
     def make(
-        config: TierConfig = TierConfig(), num_threads: int = 2, start: bool = True
+        config: TierConfig = TierConfig(),
+        num_threads: int = 2,
+        start: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> tuple[Tier, ScriptedAdapter]:
         adapter = ScriptedAdapter(num_threads)
-        tier = Tier(0, adapter, StorageMetrics(MetricRegistry(), Counter("a", ""), Counter("b", "")), config)
+        metrics = StorageMetrics(MetricRegistry(), Counter("a", ""), Counter("b", ""))
+        tier = Tier(0, adapter, metrics, config, clock)
         tiers.append(tier)
         if start:
             tier.start()
-            assert tier.wait_until_open(10)
+            assert tier.wait_until_open(PATIENCE_S)
         return tier, adapter
 
     yield make
@@ -168,7 +174,7 @@ def test_a_failing_backend_is_left_alone_and_answers_go_on(make_tier: MakeTier) 
 def test_reads_go_before_stores_and_a_thread_is_kept_for_them(make_tier: MakeTier) -> None:
     tier, adapter = make_tier(num_threads=2)
     blocked, stores, reads = threading.Event(), Answers(), Answers()
-    adapter.behave = lambda call: blocked.wait(10) if call == "store" else None  # type: ignore[assignment]
+    adapter.behave = lambda call: blocked.wait(2 * PATIENCE_S) if call == "store" else None  # type: ignore[assignment]
     for key in KEYS[:4]:
         assert tier.submit_store(key, source(), stores)
     tier.submit_lookup(KEYS[:1], reads, SOON)
@@ -180,7 +186,7 @@ def test_reads_go_before_stores_and_a_thread_is_kept_for_them(make_tier: MakeTie
 def test_a_full_queue_refuses_and_answers_nothing(make_tier: MakeTier) -> None:
     tier, adapter = make_tier(TierConfig(queued_stores_max=2), num_threads=2)
     blocked, answers = threading.Event(), Answers()
-    adapter.behave = lambda call: blocked.wait(10)  # type: ignore[assignment]
+    adapter.behave = lambda call: blocked.wait(2 * PATIENCE_S)  # type: ignore[assignment]
     taken = 0
     while tier.submit_store(KEYS[0], source(), answers) and taken < 100:
         taken += 1
@@ -191,15 +197,15 @@ def test_a_full_queue_refuses_and_answers_nothing(make_tier: MakeTier) -> None:
     assert len(answers.values) == taken
 
 
-def test_a_lookup_whose_time_is_over_leases_nothing(make_tier: MakeTier) -> None:
-    tier, adapter = make_tier()
+def test_a_lookup_whose_time_is_over_leases_nothing(make_tier: MakeTier, clock: FakeClock) -> None:
+    tier, adapter = make_tier(clock=clock)
     adapter.objects[KEYS[0]] = b"kv"
     answers = Answers()
-    tier.submit_lookup(KEYS[:1], answers, time.monotonic() - 1)
+    tier.submit_lookup(KEYS[:1], answers, clock() - 1)
     assert answers.wait() == [[False]]
     assert adapter.calls == ["open"]
-    adapter.behave = lambda call: time.sleep(0.05)
-    tier.submit_lookup(KEYS[:1], answers, time.monotonic() + 0.02)
+    adapter.behave = lambda call: clock.advance(2)
+    tier.submit_lookup(KEYS[:1], answers, clock() + 1)
     assert answers.wait()[-1] == [False]
     assert adapter.released == [KEYS[0]], "found too late: the lease was given back"
 
@@ -210,7 +216,7 @@ def test_a_close_finishes_what_was_taken(make_tier: MakeTier) -> None:
     answers = Answers()
     for key in KEYS[:5]:
         assert tier.submit_store(key, source(), answers)
-    tier.close(10)
+    tier.close(PATIENCE_S)
     assert answers.wait(5) == [StoreStatus.STORED] * 5
     assert adapter.is_closed
     assert not tier.submit_store(KEYS[6], source(), answers)
@@ -221,36 +227,44 @@ def test_a_close_finishes_what_was_taken(make_tier: MakeTier) -> None:
 def test_a_close_answers_what_it_cannot_finish(make_tier: MakeTier) -> None:
     tier, adapter = make_tier()
     blocked, answers = threading.Event(), Answers()
-    adapter.behave = lambda call: blocked.wait(10)  # type: ignore[assignment]
+    adapter.behave = lambda call: blocked.wait(2 * PATIENCE_S)  # type: ignore[assignment]
     for key in KEYS[:4]:
         tier.submit_load(key, memoryview(bytearray(2)), answers)
+    wait_until(lambda: adapter.calls.count("load") == 2)
     closing = threading.Thread(target=tier.close, args=(0.1,))
     closing.start()
     answers.wait(2)
     assert answers.values == [None, None], "those that waited were told"
     blocked.set()
-    closing.join(10)
+    closing.join()
     answers.wait(2)
     assert len(answers.values) == 4
 
 
-def test_a_backend_that_is_away_at_the_start_is_opened_later(make_tier: MakeTier) -> None:
+def test_a_backend_that_is_away_at_the_start_is_opened_later(
+    make_tier: MakeTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache.storage.tier_life._OPEN_RETRY_S", (0.01, 0.01))
     tier, adapter = make_tier(start=False)
-    failures = iter([True])
+    failures, is_back = iter([True]), threading.Event()
 
     def behave(call: str) -> None:
         if next(failures, False):
             raise BackendError("not yet")
+        if call == "open":
+            assert is_back.wait(2 * PATIENCE_S)
 
     adapter.behave = behave
     tier.start()
-    assert not tier.wait_until_open(0.2)
+    wait_until(lambda: adapter.calls == ["open", "open"])
+    assert not tier.wait_until_open(0.0)
     answers = Answers()
     tier.submit_lookup(KEYS[:1], answers, SOON)
     assert answers.wait() == [[False]], "a miss meanwhile"
     with pytest.raises(BreakerOpenError, match="opening: not yet"):
         tier.call(lambda own: own.usage())
-    assert tier.wait_until_open(10)
+    is_back.set()
+    assert tier.wait_until_open(PATIENCE_S)
     assert adapter.calls == ["open", "open"]
 
 
@@ -258,7 +272,7 @@ def test_an_adapter_that_cannot_be_opened_is_not_used(make_tier: MakeTier) -> No
     tier, adapter = make_tier(start=False)
     adapter.behave = lambda call: 1 / 0  # type: ignore[assignment, return-value]
     tier.start()
-    assert not tier.wait_until_open(10)
+    assert not tier.wait_until_open(PATIENCE_S)
     assert tier.state is TierState.FAILED
     assert not tier.submit_store(KEYS[0], source(), Answers())
 

@@ -14,7 +14,8 @@ from lmcache.errors import AdapterNotFoundError, BackendError, BreakerOpenError
 from lmcache.l2.base import Loaded, Source, StoreStatus
 from lmcache.l2.registry import parse_adapters
 from lmcache.storage.tier_life import TierState
-from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, key, open_site, wait_until
+from lmcache.testing.waiting import PATIENCE_S, wait_until
+from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, key, open_site
 from tests.storage.test_tier import KEYS, SOON, Answers, MakeTier, make_tier, source
 
 __all__ = ["make_tier", "open_site"]
@@ -73,14 +74,14 @@ def test_a_tier_that_is_drained_while_it_opens_takes_no_work_afterwards(make_tie
 
     def behave(call: str) -> None:
         opening.set()
-        go_on.wait(10)
+        go_on.wait(2 * PATIENCE_S)
 
     adapter.behave = behave
     tier.start()
-    assert opening.wait(10)
+    assert opening.wait(PATIENCE_S)
     tier.drain()
     go_on.set()
-    tier.wait_until_open(10)
+    tier.wait_until_open(PATIENCE_S)
     assert tier.state is TierState.DRAINING
     answers = Answers()
     tier.submit_lookup(KEYS[:1], answers, SOON)
@@ -99,7 +100,7 @@ def test_an_adapter_that_opens_after_it_was_given_up_is_closed(make_tier: MakeTi
 
     adapter.behave = behave
     tier.start()
-    assert opening.wait(10)
+    assert opening.wait(PATIENCE_S)
     tier.close(0.1)
     assert not adapter.is_closed, "it is not open yet, and does not answer"
     go_on.set()
@@ -108,15 +109,15 @@ def test_an_adapter_that_opens_after_it_was_given_up_is_closed(make_tier: MakeTi
 
 
 def test_a_close_waits_once_for_all_threads_that_hang(make_tier: MakeTier) -> None:
-    tier, adapter = make_tier(num_threads=16)
+    tier, adapter = make_tier(num_threads=2 * int(PATIENCE_S))
     go_on, answers = threading.Event(), Answers()
-    adapter.behave = lambda call: go_on.wait(60)  # type: ignore[assignment]
-    for _ in range(16):
+    adapter.behave = lambda call: go_on.wait(4 * PATIENCE_S)  # type: ignore[assignment]
+    for _ in range(tier.adapter.num_threads):
         tier.submit_load(KEYS[0], memoryview(bytearray(2)), answers)
-    wait_until(lambda: tier._workers.num_busy == 16)
-    closing = threading.Thread(target=tier.close, args=(1.0,))
+    wait_until(lambda: tier._workers.num_busy == tier.adapter.num_threads)
+    closing = threading.Thread(target=tier.close, args=(0.05,))  # and never less than a second
     closing.start()
-    closing.join(8)
+    closing.join(PATIENCE_S)
     was_closed = not closing.is_alive()
     go_on.set()
     closing.join()
@@ -131,19 +132,19 @@ def test_an_adapter_is_not_closed_under_an_operators_call(make_tier: MakeTier) -
 
     def work(_: object) -> None:
         entered.set()
-        go_on.wait(10)
+        go_on.wait(2 * PATIENCE_S)
         closed_meanwhile.append(adapter.is_closed)
 
     calling = threading.Thread(target=lambda: tier.call(work))
     calling.start()
-    assert entered.wait(10)
-    closing = threading.Thread(target=tier.close, args=(10.0,))
+    assert entered.wait(PATIENCE_S)
+    closing = threading.Thread(target=tier.close, args=(PATIENCE_S,))
     closing.start()
     wait_until(lambda: tier.state is TierState.DRAINING)
     time.sleep(0.05)
     go_on.set()
-    closing.join(10)
-    calling.join(10)
+    closing.join(PATIENCE_S)
+    calling.join(PATIENCE_S)
     assert closed_meanwhile == [False]
     assert adapter.is_closed
     with pytest.raises(BreakerOpenError):
@@ -157,20 +158,20 @@ def test_an_operators_call_that_slips_in_before_the_end_is_waited_for(make_tier:
 
     def work(_: object) -> None:
         entered.set()
-        go_on.wait(10)
+        go_on.wait(2 * PATIENCE_S)
 
     calling = threading.Thread(target=lambda: tier.call(work))
     stop = tier._workers.stop
 
     def slip_in() -> None:
         calling.start()
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE_S)
         stop()
         threading.Timer(0.1, go_on.set).start()
 
     tier._workers.stop = slip_in  # type: ignore[method-assign]
-    tier.close(10.0)
-    calling.join(10)
+    tier.close(PATIENCE_S)
+    calling.join(PATIENCE_S)
     assert adapter.is_closed
 
 
@@ -178,7 +179,7 @@ def test_a_removed_adapter_that_still_writes_to_the_pool_is_not_forgotten(open_s
     """Else the lock on the pool would be let go, and its slots be given to others."""
     site = open_site(MEMORY, MEMORY)
     tier, go_on, answers = site.manager.tiers()[0], threading.Event(), Answers()
-    site.adapter()._read = lambda key, target: Loaded(len(target) * go_on.wait(30))  # type: ignore[method-assign]
+    site.adapter()._read = lambda key, target: Loaded(len(target) * go_on.wait(2 * PATIENCE_S))  # type: ignore[method-assign]
     tier.submit_load(KEYS[0], memoryview(bytearray(2)), answers)
     wait_until(lambda: tier.inflight()[1] == 1)
     site.manager.remove_adapter(0, drain_timeout_s=0.1)
@@ -205,7 +206,7 @@ def test_an_adapter_is_removed_once(open_site: OpenSite) -> None:
     for thread in removers:
         thread.start()
     for thread in removers:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert sorted(outcomes) == ["refused"] * 3 + ["removed"]
     assert site.manager.tiers() == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -12,23 +11,12 @@ from lmcache.l1.tier_moves import HeldObject
 from lmcache.l1.values import Place
 from lmcache.l2.registry import parse_adapters
 from lmcache.storage.tier_route import TierRoute
-from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, Site, open_site, wait_until
+from lmcache.testing.waiting import PATIENCE_S, wait_until
+from tests.storage.test_manager import MEMORY, OBJECT_BYTES, OpenSite, Site, hold_writes, open_site
 
 __all__ = ["open_site"]
 
 NO_STORES, FROZEN = TierRoute(stores=False), TierRoute(reads=False, stores=False, is_frozen=True)
-
-
-def hold_writes(site: Site) -> Callable[[], None]:
-    """Writes of the first adapter wait until what is returned is called."""
-    may_pass, write = threading.Event(), site.adapter()._write
-
-    def wait_and_write(*args: object) -> int:
-        assert may_pass.wait(20.0)
-        return write(*args)  # type: ignore[arg-type]
-
-    site.adapter()._write = wait_and_write  # type: ignore[method-assign]
-    return may_pass.set
 
 
 def let_go_of(site: Site) -> list[Place]:
@@ -45,7 +33,7 @@ def test_what_waits_for_a_tier_that_takes_no_stores_is_dropped(open_site: OpenSi
     wait_until(lambda: len(site.held(1)) == 50)
     site.manager.route(0, NO_STORES)
     let_pass()
-    assert site.manager.stores.wait_until_still(10.0)
+    assert site.manager.stores.wait_until_still(PATIENCE_S)
     assert len(site.held()) <= 4
     wait_until(lambda: not site.manager.stores.num_pending)
     site.store(60)
@@ -67,12 +55,12 @@ def test_what_waits_for_a_frozen_tier_waits_on(open_site: OpenSite) -> None:
     wait_until(lambda: site.manager.stores.num_inflight > 0)
     site.manager.route(0, FROZEN)
     let_pass()
-    assert site.manager.stores.wait_until_still(10.0)
+    assert site.manager.stores.wait_until_still(PATIENCE_S)
     num_held = len(site.held())
     assert num_held <= 4
     assert not site.manager.stores.wait_until_empty(0.05)
     site.manager.route(0, TierRoute())
-    assert site.manager.stores.wait_until_empty(20.0)
+    assert site.manager.stores.wait_until_empty(PATIENCE_S)
     assert len(site.held()) == 40
 
 
@@ -82,7 +70,13 @@ def test_a_clean_stop_does_not_wait_for_a_frozen_tier(open_site: OpenSite) -> No
     site.store(*range(10))
     site.manager.route(0, FROZEN)
     let_pass()
-    site.manager.close()
+    closing = threading.Thread(target=site.manager.close)
+    closing.start()
+    closing.join(PATIENCE_S)
+    was_closed = not closing.is_alive()
+    site.manager.route(0, TierRoute())
+    closing.join()
+    assert was_closed
 
 
 @pytest.mark.parametrize("route", [TierRoute(), NO_STORES])
@@ -101,9 +95,10 @@ def test_a_frozen_tier_evicts_nothing(open_site: OpenSite) -> None:
     eviction = '"eviction": {"eviction_policy": "LRU", "trigger_watermark": 0.1}'
     site = open_site(f'{{"type": "memory", "max_size_gb": {20 * OBJECT_BYTES / 2**30}, {eviction}}}')
     site.manager._loops.eviction.stop()
+    tier = site.manager.tiers()[0]
+    wait_until(lambda: not tier._workers._chore_names)  # what that loop has begun
     site.store(*range(10))
     wait_until(lambda: len(site.held()) == 10)
-    tier = site.manager.tiers()[0]
     site.manager.route(0, FROZEN)
     site.manager._evictor._keep_house(tier)
     assert len(site.held()) == 10
@@ -151,12 +146,12 @@ def test_an_object_on_its_way_to_a_tier_is_waited_for(open_site: OpenSite) -> No
 
     site.pool.l1.describe = describe_and_look  # type: ignore[method-assign]
     site.store(1)
-    assert stores.wait_until_empty(20.0)
+    assert stores.wait_until_empty(PATIENCE_S)
     assert site.held() == {1}
     assert seen == [(False, 1)]
     site.pool.l1.held.clear()
     site.manager.stores.submit(site.pool, [Place(2, 1, 10)], "", "")  # type: ignore[arg-type]
-    assert stores.wait_until_empty(20.0)
+    assert stores.wait_until_empty(PATIENCE_S)
     assert (stores.num_pending, stores.num_inflight) == (0, 0)
 
 

@@ -75,7 +75,7 @@ class LookupClientFactory:
     def _wrap(self, client: LookupClient) -> LookupClient:
         config = self._config
         if config.hit_miss_ratio is not None:
-            client = HitLimitLookupClient(client, lambda: config.hit_miss_ratio)
+            client = HitLimitLookupClient(client, lambda: config.hit_miss_ratio, config.chunk_size)
         if config.enable_chunk_statistics:
             from lmcache.embedded.lookup.statistics_client import ChunkStatisticsLookupClient
             from lmcache.embedded.statistics.making import make_recorder

@@ -14,16 +14,28 @@ from lmcache.embedded.lookup.base import LookupClient
 class HitLimitLookupClient:
     """A `LookupClient`. `ratio`: the share of every prompt that is a miss at least; None: no limit. Asked each time."""
 
-    def __init__(self, inner: LookupClient, ratio: Callable[[], float | None]) -> None:
+    def __init__(self, inner: LookupClient, ratio: Callable[[], float | None], chunk_size: int) -> None:
         self.inner = inner
         self._ratio = ratio
+        self._chunk_size = chunk_size
 
     def layouts(self) -> list[KVLayout] | None:
         return self.inner.layouts()
 
     def lookup(self, lookup_id: str, prompt: Prompt, may_wait: bool = True) -> int | None:
         found, ratio = self.inner.lookup(lookup_id, prompt, may_wait), self._ratio()
-        return found if found is None or ratio is None else _limited(found, prompt, ratio)
+        return found if found is None or ratio is None else self._limited(found, prompt, ratio)
+
+    def _limited(self, num_found: int, prompt: Prompt, ratio: float) -> int:
+        """Chunks of so many tokens of the prompt as may be hits, rounded down to whole ones.
+
+        The ratio is taken as it was written, 0.9 as nine tenths: what binary fractions add could cost a chunk.
+        """
+        if not ratio:
+            return num_found
+        num_tokens = prompt.num_tokens or len(prompt.digests) * self._chunk_size
+        num_hit_tokens_max = math.floor(num_tokens * (1 - Decimal(str(ratio))))
+        return min(num_found, num_hit_tokens_max // self._chunk_size)
 
     def forget(self, lookup_id: str) -> None:
         self.inner.forget(lookup_id)
@@ -36,14 +48,3 @@ class HitLimitLookupClient:
 
     def close(self) -> None:
         self.inner.close()
-
-
-def _limited(num_found: int, prompt: Prompt, ratio: float) -> int:
-    """The prompt's tokens are those of its whole chunks: a tail would only let a limit grow that must not be passed.
-
-    The ratio is taken as it was written, 0.9 as nine tenths: what binary fractions add could cost a chunk.
-    """
-    if not ratio:
-        return num_found
-    num_whole = len(prompt.digests) - (1 if prompt.tail_blocks else 0)
-    return min(num_found, math.floor(num_whole * (1 - Decimal(str(ratio)))))

@@ -178,8 +178,14 @@ class ServerSwitch:
             self._target = target
             self._put(self._make())
 
-    def info(self) -> tuple[str, str]:
+    @property
+    def server(self) -> LookupServer | None:
+        """The one that answers lookups now; None while none does."""
         server = self._server
+        return server if server is not None and server.name() != NO_NAME else None
+
+    def info(self) -> tuple[str, str]:
+        server = self.server
         return NO_NAME, server.name() if server is not None else NO_NAME
 
     def close(self) -> str:

@@ -38,13 +38,17 @@ class LoadJob:
 
 @dataclass(frozen=True, slots=True)
 class StoreJob:
-    """Whole chunks of one request to store: `block_ids[i]` are the blocks of `digests[i]`."""
+    """Whole chunks of one request to store: `block_ids[i]` are the blocks of `digests[i]`.
+
+    `num_cached`: the first so many were in the engine's own prefix cache, the others were computed.
+    """
 
     job_id: int
     root: bytes
     cache_salt: str
     digests: tuple[bytes, ...]
     block_ids: tuple[tuple[int, ...], ...]
+    num_cached: int = 0
 
 
 class StoreOutcome(StrEnum):

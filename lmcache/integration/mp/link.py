@@ -41,6 +41,7 @@ class Link:
                 reply = connection.wait(number, _SLICE_S)
                 if reply is not None:
                     return reply
+                connection.raise_if_gone(number, what)
                 left_s -= _SLICE_S
                 meanwhile()
             return connection.wait_or_raise(number, left_s, what)

@@ -29,6 +29,7 @@ _RETRY_S = 1.0
 _DECLINED_RETRY_S = 10.0
 _INCOMPLETE_RETRY_S = 0.025
 _POLL_S = 0.02
+_CONNECT_POLL_S = 0.005
 _OUTBOX_MAX = 10_000
 
 
@@ -186,7 +187,7 @@ class Membership:
 
     def _join(self) -> None:
         connection = self._connect(self.config.url)
-        welcome = connection.call(m.Hello(self.config.token), 0, self.config.timeout_s)
+        welcome = self._call(connection, m.Hello(self.config.token), 0)
         if not isinstance(welcome, m.Welcome):
             raise LMCacheError(f"the server answered hello with {type(welcome).__name__}")
         folder = pathlib.Path(welcome.pool_folder)
@@ -194,7 +195,7 @@ class Membership:
         mapping = self._map(folder, welcome)
         self._hold_lock(folder)
         registration = self._make_registration(welcome, nonce)
-        registered = connection.call(registration, connection.boot_id, self.config.timeout_s)
+        registered = self._call(connection, registration, connection.boot_id)
         if not isinstance(registered, m.Registered):
             raise LMCacheError(f"the server answered a registration with {type(registered).__name__}")
         epoch = registration.epoch if isinstance(registration, m.RegisterScheduler) else b""
@@ -253,7 +254,7 @@ class Membership:
 
     def _ping(self, connection: Connection, joined: Joined) -> None:
         ping = m.Ping(joined.registered.instance_id, self._event_cursor)
-        pong = connection.call(ping, joined.boot_id, self.config.timeout_s)
+        pong = self._call(connection, ping, joined.boot_id)
         if connection.boot_id != joined.boot_id:
             raise ServerUnavailableError("it was restarted")
         if isinstance(pong, m.Pong):
@@ -266,6 +267,14 @@ class Membership:
             query = connection.unsolicited.pop(0)
             if isinstance(query, m.ChecksumQuery) and self._answer_query is not None:
                 connection.post(self._answer_query(query), joined.boot_id)
+
+    def _call(self, connection: Connection, message: m.Request, boot_id: int) -> m.Reply:
+        """The answer, if it comes in time. Whoever ends us does not wait for a server that is not there."""
+        deadline = time.monotonic() + self.config.timeout_s
+        while not connection.is_connected and time.monotonic() < deadline and not self._stop.wait(_CONNECT_POLL_S):
+            pass
+        left_s = 0.0 if self._stop.is_set() and not connection.is_connected else deadline - time.monotonic()
+        return connection.call(message, boot_id, max(0.0, left_s))
 
     def _connect(self, url: str) -> Connection:
         if self._connection is None:

@@ -10,6 +10,7 @@ A batch that fails in any phase is given up, and so is what was begun after it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from lmcache.integration.mp.link import Link
 from lmcache.integration.mp.membership import Joined, Membership
 from lmcache.integration.mp.store_queue import RunState, StoreRun
 from lmcache.kv_copy.base import KVCopier
+from lmcache.kv_copy.lossy_chunks import LossyChunks
 from lmcache.protocol import messages as m
 from lmcache.protocol.blobs import pack_slots, split_places
 from lmcache.telemetry.steps import StepObserver
@@ -72,6 +74,7 @@ class StorePipeline:
         self,
         config: StoreConfig,
         copier: KVCopier,
+        lossy: LossyChunks,
         membership: Membership,
         ledger: WriteLedger,
         next_batch_id: Callable[[], int],
@@ -83,6 +86,7 @@ class StorePipeline:
     ) -> None:
         self._config = config
         self._copier = copier
+        self._lossy = lossy
         self._membership = membership
         self._ledger = ledger
         self._next_batch_id = next_batch_id
@@ -125,7 +129,8 @@ class StorePipeline:
         joined = self._membership.current
         if joined is None:
             raise LMCacheError("no server")
-        reserves = (self._ask(run.job, part, joined, open_batches) for part in self._parts(run))
+        job = self._exact_chunks(run.job)
+        reserves = (self._ask(job, part, joined, open_batches) for part in self._parts(run, len(job.digests)))
         asked = deque(islice(reserves, _RESERVES_AHEAD))
         committing: deque[_Batch] = deque()
         outcome = StoreOutcome.SKIPPED
@@ -158,7 +163,18 @@ class StorePipeline:
     def _is_late(self, run: StoreRun) -> bool:
         return self._clock() > run.deadline_s or self._is_stopping()
 
-    def _parts(self, run: StoreRun) -> Iterator[slice]:
+    def _exact_chunks(self, job: StoreJob) -> StoreJob:
+        """The same without what a lossy tier left in the engine's prefix cache: no prefill would have computed it."""
+        chosen = self._lossy.exact(job.digests, job.num_cached)
+        if len(chosen) == len(job.digests):
+            return job
+        return dataclasses.replace(
+            job,
+            digests=tuple(job.digests[index] for index in chosen),
+            block_ids=tuple(job.block_ids[index] for index in chosen),
+        )
+
+    def _parts(self, run: StoreRun, num_chunks: int) -> Iterator[slice]:
         """Batches that double in size: the first answer comes soon, and few are needed in all.
 
         An announced store has time to wait for a large one.
@@ -167,7 +183,7 @@ class StorePipeline:
             return
         config, start = self._config, 0
         size = config.first_batch_chunks if run.state is RunState.READY else config.chunks_per_batch
-        while start < len(run.job.digests):
+        while start < num_chunks:
             yield slice(start, start + size)
             start, size = start + size, min(2 * size, config.chunks_per_batch)
 

@@ -25,6 +25,7 @@ from lmcache.integration.mp.store_pipeline import StoreConfig, StorePipeline
 from lmcache.integration.mp.store_queue import RunState, StoreQueue, StoreRun
 from lmcache.kv_copy.affinity import restore_affinity
 from lmcache.kv_copy.base import KVCopier
+from lmcache.kv_copy.lossy_chunks import LossyChunks
 from lmcache.protocol.messages import Transferred
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 
@@ -73,6 +74,7 @@ class TransferWorker:
         self._steps = steps
         self._report = report
         self._chunk_bytes = copier.block_bytes * config.blocks_per_chunk
+        self._lossy = LossyChunks(copier.num_blocks)
         self._batch_ids = itertools.count(time.time_ns())
         self._loads: deque[LoadRun] = deque()
         self._stores = StoreQueue()
@@ -198,7 +200,7 @@ class TransferWorker:
             self._config.rpc_timeout_s,
         )
         return StorePipeline(
-            config, self._copier, self._membership, self._ledger, lambda: next(self._batch_ids),
+            config, self._copier, self._lossy, self._membership, self._ledger, lambda: next(self._batch_ids),
             self._help_with_loads, self._await_pages, lambda: self._stopping, self._clock, self._steps,
         )  # fmt: skip
 
@@ -252,6 +254,8 @@ class TransferWorker:
             return "it was evicted or cleared"
         slot = mapping.bytes[place.offset : place.offset + place.length]
         self._steps.reached("load.copy")
+        if mapping.slots.is_lossy(place.slot):
+            self._lossy.add(place.digest)
         self._copier.scatter(slot, chunk.first_block, chunk.block_ids)
         self._steps.reached("load.copied")
         if not mapping.slots.holds(place.slot, place.slot_word):

@@ -69,7 +69,7 @@ class Standalone:
         try:
             self.engine.start()
             self._gc = GCSwitch(self.config)
-            self._unsubscribe = follow_settings(self.config, self._follow)
+            self._unsubscribe = follow_settings(self.config, self._check, self._follow)
             self._lookup.serve(_Target(self.engine, self.pages.layout))
             self._api.start()
         except BaseException:
@@ -100,6 +100,9 @@ class Standalone:
             return f"unix socket {path}"
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         return f"{'http' if settings.ssl_certfile is None else 'https'}://{host}:{settings.port(API_INDEX)}"
+
+    def _check(self, wanted: LMCacheEngineConfig) -> None:
+        self.engine.check(embedded_config(wanted, 0, False))
 
     def _follow(self) -> None:
         self.engine.follow(embedded_config(self.config, 0, False))

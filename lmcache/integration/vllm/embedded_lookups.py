@@ -65,11 +65,12 @@ class EmbeddedLookups:
         """What is asked for, and how many tokens that is."""
         digests, chunk_size = tuple(tracker.chain.digests), self._config.chunk_size
         num_tokens = len(digests) * chunk_size
+        num_prompt_tokens = max(num_tokens, tracker.request.num_prompt_tokens)
         if unfull is not None:
-            prompt = Prompt(root, tracker.cache_salt, (*digests, unfull.digest), unfull.num_blocks)
-            return prompt, num_tokens + unfull.num_tokens
+            digests, num_tokens = (*digests, unfull.digest), num_tokens + unfull.num_tokens
+            return Prompt(root, tracker.cache_salt, digests, unfull.num_blocks, None, num_prompt_tokens), num_tokens
         tail = tracker.find_tail(chunk_size) if self._config.enable_chunk_statistics else None
-        return Prompt(root, tracker.cache_salt, digests, tail=tail), num_tokens
+        return Prompt(root, tracker.cache_salt, digests, 0, tail, num_prompt_tokens), num_tokens
 
     def _note_found(self, tracker: EmbeddedTracker, prompt: Prompt, num_found: int, num_tokens: int) -> None:
         """`num_tokens`: of the whole prompt that was asked for."""

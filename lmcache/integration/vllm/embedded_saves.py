@@ -105,7 +105,8 @@ class EmbeddedSaves:
         rows = tuple(chunk.block_ids for chunk in chunks)
         stories = tuple(self._story(tracker, chunk) for chunk in chunks) if self._tells_events() else ()
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        return StoreJob(root, tracker.cache_salt, digests, rows, stories, tracker.request_id, num_tokens)
+        num_cached = sum((chunk.index + 1) * self._chunk_size <= tracker.local_tokens for chunk in chunks)
+        return StoreJob(root, tracker.cache_salt, digests, rows, stories, tracker.request_id, num_tokens, num_cached)
 
     def _new_unfull(self, tracker: EmbeddedTracker, num_computed: int) -> UnfullChunk | None:
         """The chunk that ends with the prompt, once all of it is computed."""

@@ -28,6 +28,7 @@ from lmcache.integration.vllm.embedded_lookups import EmbeddedLookups
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.embedded_saves import EmbeddedSaves
 from lmcache.integration.vllm.embedded_tracker import EmbeddedTracker, UnconfirmedLoads, UnfullChunk
+from lmcache.telemetry.said_once import SaidOnce
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAID_MAX = 1000
 _EPOCH_BYTES = 16
 
 # Takes blocks out of vLLM's prefix cache; False: it cannot.
@@ -94,7 +94,7 @@ class EmbeddedScheduler:
         self._trackers: dict[str, EmbeddedTracker] = {}
         self._new_loads: list[EmbeddedTracker] = []
         self._unconfirmed = UnconfirmedLoads(num_unsure_steps)
-        self._said: set[str] = set()
+        self._once = SaidOnce(logger)
         self.saves = EmbeddedSaves(
             config.chunk_size, block_size, lambda: config.save_decode_cache, lambda: config.enable_kv_events,
             self._rehash, self._find_unfull,
@@ -134,7 +134,7 @@ class EmbeddedScheduler:
         for tracker in self._trackers.values():
             self._lookups.release(tracker)
         self._trackers.clear()
-        self._say_once("vLLM reset its prefix cache: what was stored before is not used any more")
+        self._once.warn("vLLM reset its prefix cache: what was stored before is not used any more")
 
     # Lookup
 
@@ -170,7 +170,7 @@ class EmbeddedScheduler:
             if request.resumable:
                 raise DeclinedError("its input streams in, so tokens that were hashed may still change")
         except (KeyFormatError, DeclinedError) as error:
-            self._say_once(f"a request is served without cache: {error}")
+            self._once.warn(f"a request is served without cache: {error}")
             return None
         chain = PrefixChain(self._algorithm, self._root, self._config.chunk_size)
         tracker = EmbeddedTracker(request, salt, ChunkExtras(request), chain)
@@ -206,7 +206,7 @@ class EmbeddedScheduler:
             return None
 
     def _serve_without(self, tracker: EmbeddedTracker, error: LMCacheError) -> None:
-        self._say_once(f"a request is served without cache: {error}")
+        self._once.warn(f"a request is served without cache: {error}")
         self.saves.unfollow(tracker.request_id)
 
     # Loads
@@ -292,8 +292,3 @@ class EmbeddedScheduler:
     @property
     def num_trackers(self) -> int:
         return len(self._trackers)
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said and len(self._said) < _SAID_MAX:
-            self._said.add(text)
-            logger.warning("%s", text)

@@ -68,7 +68,7 @@ class SchedulerHalf:
         )  # fmt: skip
         watch_scheduler(self._half.meter, self.scheduler)
         watch_statistics(self._half.meter, self._statistics)
-        self._unsubscribe = follow_settings(config, self._follow)
+        self._unsubscribe = follow_settings(config, self._check, self._follow)
         self.scheduler.find_root()
         self._half.serve()
 
@@ -95,24 +95,29 @@ class SchedulerHalf:
         registry = MetricRegistry()
         detach = self._half.meter.registry.attach(registry)
         try:
-            engine = _SchedulerEngine(self._configs(), self._model_name, groups, registry, detach)
+            engine = _SchedulerEngine(self._configs(self._config), self._model_name, groups, registry, detach)
             engine.start()
         except BaseException:
             detach()
             raise
         return engine
 
-    def _configs(self) -> list[EmbeddedConfig]:
+    def _configs(self, config: LMCacheEngineConfig) -> list[EmbeddedConfig]:
         """Of every rank. Raises ConfigError."""
         return [
-            embedded_config(self._config, rank, self._parallel.at(rank).stores_for_others)
+            embedded_config(config, rank, self._parallel.at(rank).stores_for_others)
             for rank in range(self._parallel.world_size)
         ]
 
     def _follow(self) -> None:
         engine = self._engine
         if engine is not None:
-            engine.follow(self._configs())
+            engine.follow(self._configs(self._config))
+
+    def _check(self, wanted: LMCacheEngineConfig) -> None:
+        configs, engine = self._configs(wanted), self._engine
+        if engine is not None:
+            engine.check(configs)
 
 
 class _SchedulerEngine(TierEngine):

@@ -46,9 +46,11 @@ def embedded_config(config: LMCacheEngineConfig, rank: int, stores_for_others: b
     )
 
 
-def follow_settings(config: LMCacheEngineConfig, follow: Callable[[], None]) -> Callable[[], None]:
-    """Calls `follow` (it may raise ConfigError) whenever a setting has changed which an engine takes from
-    `embedded_config` while it runs. What is returned ends that."""
+def follow_settings(
+    config: LMCacheEngineConfig, check: Callable[[LMCacheEngineConfig], None], follow: Callable[[], None]
+) -> Callable[[], None]:
+    """Whenever a setting is to change which an engine takes from `embedded_config` while it runs, `check` is given
+    what is wanted, and `follow` is called once it is so. Both may raise ConfigError. What is returned ends that."""
 
     def on_change(change: Change) -> None:
         try:
@@ -56,7 +58,13 @@ def follow_settings(config: LMCacheEngineConfig, follow: Callable[[], None]) -> 
         except ConfigError as error:
             logger.warning("%s changed, and the engine cannot follow: %s", change.key, error)
 
-    return config.subscribe(_FOLLOWED_KEYS, on_change)
+    ends = (config.check(_FOLLOWED_KEYS, check), config.subscribe(_FOLLOWED_KEYS, on_change))
+
+    def end() -> None:
+        for each in ends:
+            each()
+
+    return end
 
 
 def _breaker(config: LMCacheEngineConfig) -> BreakerConfig:

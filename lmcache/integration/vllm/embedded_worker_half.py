@@ -53,7 +53,7 @@ class WorkerHalf:
             lambda: half.manager.logs_slots, half.meter,
         )  # fmt: skip
         watch_worker(half.meter, self.worker)
-        self._unsubscribe = follow_settings(config, self._follow)
+        self._unsubscribe = follow_settings(config, self._check, self._follow)
         half.serve()
 
     def register(self, kv_caches: dict[str, torch.Tensor], kv_cache_config: KVCacheConfig | None) -> None:
@@ -63,7 +63,7 @@ class WorkerHalf:
         except DeclinedError as error:
             self.worker.decline(str(error))
             return
-        self._half.manager.metadata = engine_metadata(
+        self._half.manager.lmcache_engine_metadata = engine_metadata(
             self._vllm_config, self._parallel, WORKER, self._config.chunk_size, layout
         )
         try:
@@ -82,7 +82,15 @@ class WorkerHalf:
 
     def _engine_config(self) -> EmbeddedConfig:
         """Raises ConfigError."""
-        return embedded_config(self._config, self._parallel.rank, self._parallel.stores_for_others)
+        return self._described(self._config)
+
+    def _described(self, config: LMCacheEngineConfig) -> EmbeddedConfig:
+        return embedded_config(config, self._parallel.rank, self._parallel.stores_for_others)
+
+    def _check(self, wanted: LMCacheEngineConfig) -> None:
+        config, engine = self._described(wanted), self.worker.engine
+        if engine is not None:
+            engine.check(config)
 
     def _follow(self) -> None:
         engine = self.worker.engine

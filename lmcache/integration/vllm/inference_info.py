@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# `name='text'` as dataclasses and `'name': 'text'` as mappings print it. Names of tokenizers are none.
-_NAMED_TEXT = re.compile(r"""((?!tokenizer)\b\w+)(['"]?\s*[=:]\s*)('[^']*'|"[^"]*")""")
+# `name='text'` as dataclasses and `'name': 'text'` as mappings print it.
+_NAMED_TEXT = re.compile(r"""(\b\w+)(['"]?\s*[=:]\s*)('[^']*'|"[^"]*")""")
 # A shorter one would be found in words that have nothing to do with it.
 _SECRET_CHARACTERS_MIN = 4
 

@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 
 from lmcache.errors import ConfigError, DeclinedError, LMCacheError
 from lmcache.integration.vllm.checksums import layers_by_index
+from lmcache.integration.vllm.declining import say_declined
 from lmcache.integration.vllm.kv_events import EventLog
 from lmcache.integration.vllm.layout import describe_layout, unsupported_reason
 from lmcache.integration.vllm.metadata import MPConnectorMetadata
@@ -65,7 +66,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         self._is_idle_step = False
         reason = unsupported_reason(vllm_config, kv_cache_config)
         if reason is not None:
-            logger.warning("lmcache declines to cache for this engine: %s", reason)
+            say_declined(transfer.engine_id, reason)
             return
         if role == KVConnectorRole.SCHEDULER:
             for warning in warnings:
@@ -78,7 +79,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         try:
             facts = model_facts(vllm_config, self._config.model_version or None)
         except LMCacheError as error:
-            logger.warning("lmcache declines to cache for this engine: %s", error)
+            say_declined(vllm_config.kv_transfer_config.engine_id, str(error))
             return None
         self._choose_recompute()
         transfer = vllm_config.kv_transfer_config
@@ -141,7 +142,7 @@ class LMCacheMPConnector(KVConnectorBase_V1):
         try:
             layout, regions = describe_layout(kv_caches, self._vllm_config, self._kv_cache_config)
         except DeclinedError as error:
-            logger.warning("lmcache declines to cache for this engine: %s", error)
+            say_declined(self._vllm_config.kv_transfer_config.engine_id, str(error))
             self._worker = None
             return
         self._worker.register(layout, regions, layers_by_index(kv_caches, layout))

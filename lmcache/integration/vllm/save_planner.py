@@ -108,7 +108,8 @@ class SavePlanner:
         if self.events is not None:
             self._describe(job_id, digests, request, [index for index, _ in rows], chunk_size)
         chosen = tuple(digests[index] for index, _ in rows)
-        return StoreJob(job_id, tracker.root, tracker.cache_salt, chosen, tuple(row for _, row in rows))
+        num_cached = sum((index + 1) * chunk_size <= tracker.local_tokens for index, _ in rows)
+        return StoreJob(job_id, tracker.root, tracker.cache_salt, chosen, tuple(row for _, row in rows), num_cached)
 
     def _whole_chunks(
         self, block_ids: Sequence[int], first: int, last: int, per_chunk: int

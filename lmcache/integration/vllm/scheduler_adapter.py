@@ -32,6 +32,7 @@ from lmcache.integration.vllm.saves import SaveLedger
 from lmcache.integration.vllm.stats import MPConnectorStats
 from lmcache.integration.vllm.tracker import LoadState, RequestTracker
 from lmcache.protocol import messages as m
+from lmcache.telemetry.said_once import SaidOnce
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -70,7 +71,7 @@ class LMCacheMPSchedulerAdapter:
         self._epoch = b""
         self._trackers: dict[str, RequestTracker] = {}
         self._new_loads: list[LoadJob] = []
-        self._said: set[str] = set()
+        self._once = SaidOnce(logger)
         self._is_async = config.load_mode == "async"
         self._is_doubtful = False
         self.stats = MPConnectorStats()
@@ -136,12 +137,16 @@ class LMCacheMPSchedulerAdapter:
         """Tokens we can load beyond those vLLM has; None: ask again in the next step."""
         tracker = self._tracker(request)
         joined = self._current()
-        if tracker is None or joined is None or tracker.has_failed or not self._can_load:
+        if tracker is None:
             return 0, False
-        if tracker.load_state is LoadState.PENDING:
+        is_loading = tracker.load_state is LoadState.PENDING
+        if not is_loading:
+            tracker.local_tokens = num_computed_tokens
+        if joined is None or tracker.has_failed or not self._can_load:
+            return 0, False
+        if is_loading:
             # Preempted while a synchronous load is not confirmed: its blocks are gone, its outcome is still to come.
             return None, False
-        tracker.local_tokens = num_computed_tokens
         if not self._rehash(tracker, request, joined):
             return 0, False
         if not tracker.is_promise_fresh(joined.boot_id, self._clock()):
@@ -178,7 +183,7 @@ class LMCacheMPSchedulerAdapter:
                 if request.resumable:
                     raise DeclinedError("its input streams in, so tokens that were hashed may still change")
             except (KeyFormatError, DeclinedError) as error:
-                self._say_once(f"a request is served without cache: {error}")
+                self._once.warn(f"a request is served without cache: {error}")
                 return None
             tracker = RequestTracker(request.request_id, salt, ChunkExtras(request))
             self._trackers[request.request_id] = tracker
@@ -199,7 +204,7 @@ class LMCacheMPSchedulerAdapter:
                 tracker.extras.extend(num_tokens, chunk_size)
                 tracker.chain.extend(request.all_token_ids, tracker.extras.by_chunk, num_tokens)
             except LMCacheError as error:
-                self._say_once(f"a request is served without cache: {error}")
+                self._once.warn(f"a request is served without cache: {error}")
                 self.planner.unfollow(request.request_id)
                 return False
         return bool(tracker.chain.digests)
@@ -297,8 +302,3 @@ class LMCacheMPSchedulerAdapter:
             self.planner.events.all_removed()
         self.membership.refresh()
         return is_told and not self._is_doubtful
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said and len(self._said) < 1000:
-            self._said.add(text)
-            logger.warning("%s", text)

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from lmcache.config.engine.loading import load_engine_config
 from lmcache.core.keys import check_model_name
 from lmcache.errors import ConfigError, LMCacheError
+from lmcache.integration.vllm.declining import say_declined
 from lmcache.integration.vllm.embedded_metadata import EmbeddedMetadata
 from lmcache.integration.vllm.embedded_scheduler import EmbeddedScheduler, no_prefix_cache
 from lmcache.integration.vllm.embedded_scheduler_half import SchedulerHalf
@@ -77,7 +78,7 @@ class LMCacheConnectorV1Impl:
     def _open(self, role: KVConnectorRole) -> None:
         reason = unsupported_reason(self._vllm_config, self._parent._kv_cache_config)
         if reason is not None:
-            logger.warning("lmcache declines to cache for this engine: %s", reason)
+            say_declined(self._vllm_config.kv_transfer_config.engine_id, reason)
         elif role == KVConnectorRole.SCHEDULER:
             self._open_scheduler()
         else:
@@ -88,7 +89,7 @@ class LMCacheConnectorV1Impl:
             facts = model_facts(self._vllm_config, None)
             check_model_name(self._vllm_config.model_config.model)
         except LMCacheError as error:
-            logger.warning("lmcache declines to cache for this engine: %s", error)
+            say_declined(self._vllm_config.kv_transfer_config.engine_id, str(error))
             return
         self._choose_recompute()
         half = SchedulerHalf(

@@ -49,7 +49,7 @@ _PATTERNS = {
     "bitsandbytes": _DEFAULT_PATTERNS,
 }
 # Files beside the weights that some quantization methods read.
-_QUANT_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json", "quantization_config.json")
+QUANTIZATION_FILES = ("hf_quant_config.json", "quant_config.json", "quantize_config.json", "quantization_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _blob_name(path: Path) -> str:
 def _beside(place: Path, has_own_code: bool) -> list[list[str]]:
     if place.is_file():
         return []
-    paths = [place / name for name in _QUANT_FILES if (place / name).is_file()]
+    paths = [place / name for name in QUANTIZATION_FILES if (place / name).is_file()]
     if has_own_code:
         paths += sorted(place.glob("*.py"))
     return [[path.name, digest] for path, digest in zip(paths, _whole_digests(paths), strict=True)]

@@ -31,7 +31,7 @@ from lmcache.transport.client import Connection
 
 logger = logging.getLogger(__name__)
 
-_FIRST_CONTACT_S = 0.5
+_FIRST_CONTACT_S = 1.0
 _IDLE_WAIT_S = 0.002
 
 
@@ -85,7 +85,9 @@ class LMCacheMPWorkerAdapter:
         """At start, a server whose chunks do not fit is an error; one that is absent may come later."""
         connection = Connection(self._config.url, self._client_uid)
         try:
-            welcome = connection.call(m.Hello(self._config.token), 0, _FIRST_CONTACT_S)
+            number = connection.send(m.Hello(self._config.token), 0, _FIRST_CONTACT_S)
+            # Somebody is there: busy as it may be, what it says decides whether the engine starts.
+            welcome = connection.wait_or_raise(number, self._config.mq_timeout_s, "Hello")
             if isinstance(welcome, m.Welcome):
                 check_chunk_size(welcome.chunk_size, layout.block_size)
         except RequestRefusedError as error:

@@ -14,7 +14,9 @@ class Fault(StrEnum):
     ERROR = "error"  # the backend cannot be reached
     DELAY = "delay"  # it answers late
     MISSING = "missing"  # the object is gone (loads)
-    CORRUPT = "corrupt"  # the object has rotted (loads): it is removed, as a rotten one is
+    # The load fails as one whose checksum does not match, and the object is removed. No byte is altered: outside the
+    # adapter's checksums nobody would notice, and wrong KV be delivered.
+    CORRUPT = "corrupt"
 
 
 class Operation(StrEnum):
