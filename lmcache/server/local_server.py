@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
+from lmcache.engine.management import LivenessConfig
 from lmcache.errors import ConfigError
 from lmcache.protocol.frames import FRAME_BYTES_MAX
 from lmcache.protocol.messages import Reply
@@ -21,6 +22,8 @@ from lmcache.transport.server import ServerLoop
 
 logger = logging.getLogger(__name__)
 
+# Earlier servers looked for silence every quarter of its limit. Our reaper also proves deaths, and notices that the
+# pool vanished: an engine that died gives back what it was writing, and one that comes again finds a pool, in seconds.
 _REAP_INTERVAL_S_MAX = 5.0
 _TICK_S = 1.0
 _IPC_NAME = "zmq.ipc"
@@ -34,6 +37,11 @@ class LocalServerConfig:
     url: str
     version: str = ""
     token: str | None = None
+
+
+def reap_interval_s(liveness: LivenessConfig) -> float:
+    """A quarter of the limit of silence, 5 s at most; those where silence is no reason to reap."""
+    return min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
 
 
 class LocalServer:
@@ -69,16 +77,14 @@ class LocalServer:
         ipc_path.chmod(access.file_mode)
 
     def start(self) -> None:
-        liveness = self.engine.config.liveness
-        reap_s = (
-            min(_REAP_INTERVAL_S_MAX, liveness.reap_timeout_s / 4) if liveness.reap_timeout_s else _REAP_INTERVAL_S_MAX
-        )
-        self.engine.storage.start(self.threads)
+        """Engines are served from L1 at once; it returns when the tiers are there, or have been waited for."""
+        reap_s = reap_interval_s(self.engine.config.liveness)
         self.loop.start()
         self.threads.start(self.engine.eviction_thread)
         self.threads.start(
             PeriodicThread("lmcache-mp-worker-reaper", ThreadLevel.MEDIUM, reap_s, self.engine.reap_cycle)
         )
+        self.engine.storage.start(self.threads)
 
     def _post(self, peer: bytes, message: Reply) -> None:
         self.loop.post(peer, encode_post(self.engine, message))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lmcache.config.engine import _CONFIG_DEFINITIONS, Change, LMCacheEngineConfig
 from lmcache.errors import ConfigChangeError, ConfigError
+from lmcache.testing.waiting import PATIENCE_S
 
 FIXED = {
     "chunk_size", "pre_caching_hash_algorithm", "max_local_cpu_size", "reserve_local_cpu_size", "lmcache_instance_id",
@@ -180,18 +181,18 @@ def test_reading_goes_on_while_a_subscriber_is_busy(config: LMCacheEngineConfig)
 
     def linger(change: Change) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE_S)
 
     config.subscribe(["local_cpu"], linger)
     seen = told_of(config)
     first = threading.Thread(target=config.set, args=("local_cpu", False))
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE_S)
     assert config.local_cpu is False
     config.set("min_retrieve_tokens", 3)
     assert (config.min_retrieve_tokens, seen) == (3, [])
     leave.set()
-    first.join(10)
+    first.join(PATIENCE_S)
     assert seen == [("local_cpu", True, False), ("min_retrieve_tokens", 0, 3)]
 
 
@@ -200,12 +201,12 @@ def test_a_subscriber_that_never_returns_does_not_let_changes_pile_up(config: LM
 
     def linger(change: Change) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE_S)
 
     unsubscribe = config.subscribe(["local_cpu"], linger)
     first = threading.Thread(target=config.set, args=("local_cpu", False))
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE_S)
     try:
         taken = 0
         while config.min_retrieve_tokens == taken < 5000:
@@ -219,7 +220,7 @@ def test_a_subscriber_that_never_returns_does_not_let_changes_pile_up(config: LM
     finally:
         unsubscribe()
         leave.set()
-        first.join(10)
+        first.join(PATIENCE_S)
     config.set("min_retrieve_tokens", 0)
 
 
@@ -228,7 +229,7 @@ def test_threads_that_change_together_are_told_of_in_one_order(config: LMCacheEn
     barrier = threading.Barrier(4)
 
     def change(start: int) -> None:
-        barrier.wait(10)
+        barrier.wait(PATIENCE_S)
         for value in range(start, start + 200):
             config.set("min_retrieve_tokens", value)
 
@@ -236,7 +237,7 @@ def test_threads_that_change_together_are_told_of_in_one_order(config: LMCacheEn
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert len(seen) == 800
     # Each change begins with the value that the one before left.
     assert [old for _, old, _ in seen] == [0, *(new for _, _, new in seen[:-1])]

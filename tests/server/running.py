@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import httpx
 
+from lmcache.testing.ports import free_port
+from lmcache.testing.waiting import PATIENCE_S
 from tests.conftest import child_env
 
-_UP_S = 30.0
-_DOWN_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+_UP_S = 60.0
+_LOOK_S = 0.01
 
 
 class RunningServer:
@@ -48,7 +45,7 @@ class RunningServer:
             [sys.executable, "-W", "error", *command, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=child_env(**env),
         )  # fmt: skip
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=10)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=PATIENCE_S)
 
     def wait_until_listening(self) -> None:
         self._wait_for("/")
@@ -69,11 +66,10 @@ class RunningServer:
         deadline = time.monotonic() + _UP_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.errors()}"
-            try:
+            with contextlib.suppress(httpx.TransportError):
                 if self.http.get(path).status_code == 200:
                     return
-            except httpx.TransportError:
-                time.sleep(0.01)
+            time.sleep(_LOOK_S)
         raise AssertionError(f"no 200 from {path}: {self.errors()}")
 
     def errors(self) -> str:
@@ -84,7 +80,7 @@ class RunningServer:
         deadline = time.monotonic() + _UP_S
         while text not in self.errors():
             assert time.monotonic() < deadline, f"never said {text!r}: {self.errors()}"
-            time.sleep(0.01)
+            time.sleep(_LOOK_S)
 
     def write_line(self) -> None:
         assert self.process.stdin is not None
@@ -94,7 +90,7 @@ class RunningServer:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal and wait; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(_DOWN_S)
+        return self.process.wait(PATIENCE_S)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -104,3 +100,20 @@ class RunningServer:
         for stream in (self.process.stdin, self.process.stdout, self._stderr):
             if stream is not None:
                 stream.close()
+
+
+@contextmanager
+def running_server(
+    folder: pathlib.Path, *flags: str, only_listens: bool = False, **settings: object
+) -> Iterator[RunningServer]:
+    """Up, or with `only_listens` as soon as it answers at all; afterwards nothing of it is left."""
+    server = RunningServer(folder, *flags, **settings)  # type: ignore[arg-type]
+    try:
+        if only_listens:
+            server.wait_until_listening()
+        else:
+            server.wait_until_up()
+        yield server
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,8 +10,9 @@ from fastapi import FastAPI
 
 from lmcache.errors import NoRoomError
 from lmcache.server.lifecycle import EngineOpener
+from lmcache.testing.waiting import wait_until_inside
 
-_WAIT_S = 10.0
+_WAIT_S = 30.0
 
 
 class FakeServer:
@@ -94,6 +95,8 @@ def test_stop_waits_for_an_engine_that_is_still_being_opened() -> None:
     opening.opener.start(opening.app)
     stopper = threading.Thread(target=opening.opener.stop)
     stopper.start()
+    wait_until_inside(stopper, "join")
+    assert opening.server.asked == []
     opening.may_open.set()
     stopper.join(_WAIT_S)
     assert not stopper.is_alive()

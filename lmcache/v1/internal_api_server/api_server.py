@@ -85,7 +85,7 @@ class InternalAPIServer:
             listener.close()
 
     def _tell(self, listener: socket.socket) -> None:
-        settings, metadata = self._settings, self._manager.metadata
+        settings, metadata = self._settings, self._manager.lmcache_engine_metadata
         half = SCHEDULER if metadata.role == SCHEDULER else f"worker{metadata.worker_id}"
         name = f"{self._manager.config.lmcache_instance_id}_{half}"
         if self._unix is not None:

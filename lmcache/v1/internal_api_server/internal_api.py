@@ -40,6 +40,8 @@ class InternalAPI:
         self._index = index
         # Changed by `start`, then by the thread, then by `stop`.
         self._server: InternalAPIServer | None = None
+        # One after the other: an older look at the settings is not followed after a newer one.
+        self._following = threading.Lock()
         self._changed = threading.Event()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="lmcache-internal-api", daemon=True)
@@ -73,10 +75,14 @@ class InternalAPI:
 
     def _notice(self, change: Change) -> None:
         """What a server takes over while it serves is in force when the change is answered."""
-        server, settings = self._server, self._settings()
-        if server is not None and settings.serves(self._index):
-            server.follow(settings)
+        self._follow()
         self._changed.set()
+
+    def _follow(self) -> None:
+        with self._following:
+            server, settings = self._server, self._settings()
+            if server is not None and settings.serves(self._index):
+                server.follow(settings)
 
     def _run(self) -> None:
         while True:
@@ -95,19 +101,23 @@ class InternalAPI:
         is_wanted = settings.serves(self._index)
         if self._server is None:
             if is_wanted:
-                self._server = self._open(settings)
+                self._open(settings)
         elif is_wanted:
-            self._server.follow(settings)
+            self._follow()
         else:
             self._server.stop(_SWITCHED_OFF_GRACE_S)
             self._server = None
 
-    def _open(self, settings: InternalAPISettings) -> InternalAPIServer:
+    def _open(self, settings: InternalAPISettings) -> None:
         from lmcache.v1.internal_api_server.api_server import InternalAPIServer
 
         server = InternalAPIServer(settings, self._index, self._manager)
-        server.start()
-        return server
+        self._server = server  # before anybody can call it: what the first call changes is followed, too
+        try:
+            server.start()
+        except LMCacheError:
+            self._server = None
+            raise
 
     def _settings(self) -> InternalAPISettings:
         return internal_api_settings(self._manager.config)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from lmcache.config.json_safe import make_json_safe
+from lmcache.http.path_parameters import rest_of_path
 from lmcache.telemetry.periodic import PeriodicThread, ThreadLevel
 from lmcache.v1.internal_api_server.state import periodic_threads
 
@@ -47,7 +48,7 @@ async def list_threads(
 
 
 @router.get(
-    "/periodic-threads/{thread_name}",
+    "/periodic-threads/" + rest_of_path("thread_name"),
     responses={404: {"description": "No such thread", "content": _ERROR_SCHEMA}},
     summary="One periodic thread",
 )
@@ -92,6 +93,7 @@ def _summary(threads: Iterable[PeriodicThread]) -> dict[str, object]:
 
 
 def _described(thread: PeriodicThread) -> dict[str, object]:
+    total_runs = thread.total_runs  # before the rest: what it counts has been told by then
     summary = thread.last_summary
     return {
         "name": thread.name,
@@ -102,7 +104,7 @@ def _described(thread: PeriodicThread) -> dict[str, object]:
         "is_active": thread.is_active,
         "last_run_time": thread.last_run_time,
         "last_run_ago": thread.last_run_ago_s(),
-        "total_runs": thread.total_runs,
+        "total_runs": total_runs,
         "failed_runs": thread.failed_runs,
         "success_rate": thread.success_percent,
         "last_summary": make_json_safe(dataclasses.asdict(summary)) if summary else None,

@@ -44,7 +44,7 @@ def adapter_of(request: Request) -> EmbeddedManager:
 
 def find_engine(request: Request) -> CacheOperations | None:
     adapter = find_adapter(request)
-    return None if adapter is None else adapter.engine
+    return None if adapter is None else adapter.lmcache_engine
 
 
 async def run(request: Request, kind: str, work: Callable[[], T], at_once_max: int = _AT_ONCE_MAX) -> T:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.config.engine.config import FAILED
 from lmcache.config.json_safe import make_json_safe
-from lmcache.errors import ConfigChangeError
 from lmcache.http.errors import sendable
 from lmcache.v1.internal_api_server.vllm.adapter_calls import adapter_of, answer, described, refusal, run
 
@@ -39,7 +38,8 @@ async def conf(
     summary="Change settings",
 )
 async def change(request: Request) -> Response:
-    """Each key on its own: those that can be changed are, the others are listed with the reason. Components notice."""
+    """Those that can be changed are, together where they only make sense together; the others are listed with the
+    reason. Components notice."""
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -52,16 +52,9 @@ async def change(request: Request) -> Response:
 
 
 def _apply(config: LMCacheEngineConfig, values: dict[str, object]) -> Response:
-    updated: dict[str, object] = {}
-    errors: dict[str, str] = {}
-    messages: dict[str, object] = {}
-    for key, value in values.items():
-        try:
-            updated[key] = config.set(key, value)
-        except ConfigChangeError as error:
-            errors[key] = error.reason
-            if error.reason == FAILED:
-                messages[key] = sendable(str(error))
+    updated, refused = config.set_all(values)
+    errors = {key: refused[key].reason for key in values if key in refused}
+    messages = {key: sendable(str(refused[key])) for key, reason in errors.items() if reason == FAILED}
     content: dict[str, Any] = {"updated": cast("dict[str, object]", make_json_safe(updated))}
     if errors:
         content["errors"] = errors

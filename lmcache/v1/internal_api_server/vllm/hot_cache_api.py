@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from lmcache.embedded.operations import CacheOperations
-from lmcache.v1.internal_api_server.vllm.adapter_calls import ENGINE_ANSWERS, answer, answer_of_engine
+from lmcache.v1.internal_api_server.vllm.adapter_calls import ENGINE_ANSWERS, adapter_of, answer, answer_of_engine
 
 router = APIRouter(tags=["hot cache"])
 
@@ -36,8 +36,11 @@ async def status(request: Request) -> Response:
 
 
 async def _set(request: Request, verb: str, is_on: bool) -> Response:
+    config = adapter_of(request).config
+
     def change(engine: CacheOperations) -> Response:
         engine.set_hot_cache(is_on)
+        config.set("local_cpu", is_on)  # which says the same in GET /conf, and may be changed back there
         return _body(is_on, f"Hot cache {verb}d successfully")
 
     return await answer_of_engine(request, "hot cache", change, _UNAVAILABLE, f"Failed to {verb} hot cache")

@@ -19,19 +19,18 @@ async def inference_info(
     request: Request, format: Annotated[str | None, Query(description="Reserved; has no effect")] = None
 ) -> Response:
     """What this version of the engine does not have is null. `{}` outside of an inference engine."""
-    inference = adapter_of(request).inference
+    adapter = adapter_of(request)
     return await answer_after(
-        request, "inference",
-        lambda: answer({} if inference is None else make_json_safe(inference.info())), "Failed to get inference info",
+        request, "inference", lambda: answer(make_json_safe(adapter.get_inference_info())),
+        "Failed to get inference info",
     )  # fmt: skip
 
 
 @router.get("/inference_version", responses=_ANSWERS, summary="Version of the inference engine")
 async def inference_version(request: Request) -> Response:
     """`{}` outside of an inference engine."""
-    inference = adapter_of(request).inference
+    adapter = adapter_of(request)
     return await answer_after(
-        request, "inference",
-        lambda: answer({} if inference is None else make_json_safe(inference.version())),
+        request, "inference", lambda: answer(make_json_safe(adapter.get_inference_version())),
         "Failed to get inference version",
     )  # fmt: skip

@@ -105,12 +105,12 @@ def _checked(tensors: KVTensors, ranges: list[range], chunk_size: int | None, la
 
 
 def _info(adapter: EmbeddedManager) -> Response:
-    tensors = adapter.kv_tensors
-    if tensors is None or not tensors.layers:
+    caches = adapter.kv_caches
+    if not caches:
         return _no_pages()
     layers = {
-        name: {"shape": list(tensor.array.shape), "dtype": tensor.dtype, "device": tensor.device}
-        for name, tensor in tensors.layers.items()
+        name: {"shape": list(tensor.shape), "dtype": tensor.dtype, "device": tensor.device}
+        for name, tensor in caches.items()
     }
     return answer({"status": "success", "num_layers": len(layers), "layers": layers})
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from lmcache.embedded.lookup.base import LookupSwitch
-from lmcache.embedded.manager import SCHEDULER, WORKER
+from lmcache.embedded.manager import SCHEDULER, WORKER, EmbeddedManager
 from lmcache.errors import ConfigError, LMCacheError, LookupSwitchError
 from lmcache.http.errors import sendable
 from lmcache.v1.internal_api_server.vllm.adapter_calls import adapter_of, answer, described, run
@@ -25,17 +24,15 @@ _CHANGE_ANSWERS = {
 async def info(request: Request) -> Response:
     """By class name, with the client inside another one in brackets. A scheduler has a client, a worker a server."""
     adapter = adapter_of(request)
-    switch = adapter.lookup
-    if switch is None:
+    if adapter.lookup is None:
         return _unavailable()
-    client, server = await run(request, "lookup info", switch.info)
-    return answer({"client": client, "server": server, "role": adapter.metadata.role})
+    return answer(await run(request, "lookup info", adapter.get_lookup_info))
 
 
 @router.post("/lookup/close", responses=_CHANGE_ANSWERS, summary="Close the lookup client or server")
 async def close(request: Request) -> Response:
     """Until another is made, lookups miss."""
-    return await _change(request, lambda switch: {"old": switch.close()})
+    return await _change(request, EmbeddedManager.close_lookup)
 
 
 @router.post("/lookup/create", responses=_CHANGE_ANSWERS, summary="Make a lookup client or server")
@@ -43,32 +40,26 @@ async def create(
     request: Request, dryrun: Annotated[bool, Query(description="Only tell which it would be")] = False
 ) -> Response:
     """As the configuration of now asks for; change that first (POST /conf)."""
-    also = {"dryrun": True} if dryrun else {}
-    return await _change(request, lambda switch: {"new": switch.create(dryrun), **also})
+    return await _change(request, lambda adapter: adapter.create_lookup(dryrun))
 
 
 @router.post("/lookup/recreate", responses=_CHANGE_ANSWERS, summary="Replace the lookup client or server")
 async def recreate(request: Request) -> Response:
     """Closes it and makes one as the configuration of now asks for."""
-
-    def change(switch: LookupSwitch) -> dict[str, object]:
-        old, new = switch.recreate()
-        return {"old": old, "new": new}
-
-    return await _change(request, change)
+    return await _change(request, EmbeddedManager.recreate_lookup)
 
 
-async def _change(request: Request, change: Callable[[LookupSwitch], dict[str, object]]) -> Response:
+async def _change(request: Request, change: Callable[[EmbeddedManager], dict[str, object]]) -> Response:
     adapter = adapter_of(request)
-    switch, role = adapter.lookup, adapter.metadata.role
-    if switch is None:
+    role = adapter.lmcache_engine_metadata.role
+    if adapter.lookup is None:
         return _unavailable()
     if role not in (SCHEDULER, WORKER):
         return answer({"error": "Unknown role"}, 400)
 
     def work() -> Response:
         try:
-            return answer({**change(switch), "role": role})
+            return answer({**change(adapter), "role": role})
         except (LookupSwitchError, ConfigError) as error:
             return answer({"error": sendable(str(error)), "role": role}, 400)
         except LMCacheError as error:

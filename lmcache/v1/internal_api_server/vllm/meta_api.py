@@ -19,7 +19,7 @@ async def meta(
     names: Annotated[str | None, Query(description="Names, separated by commas; all without it")] = None,
 ) -> Response:
     """Unknown names are left out."""
-    metadata = adapter_of(request).metadata
+    metadata = adapter_of(request).lmcache_engine_metadata
     known = {field.name: getattr(metadata, field.name) for field in dataclasses.fields(metadata)}
     asked = names.split(",") if names else list(known)
     return answer(make_json_safe({name: known[name] for name in asked if name in known}))

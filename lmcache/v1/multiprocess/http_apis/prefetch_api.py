@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
 from lmcache.errors import KeyFormatError
+from lmcache.http.path_parameters import rest_of_path
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
     answer_json,
     described,
@@ -61,7 +62,7 @@ async def submit_prefetch(request: Request, body: PrefetchBody) -> Response:
     return await run_in_thread(submit)
 
 
-@router.get("/cache/prefetches/{request_id}", summary="How a prefetch fares", responses=_ASK_ANSWERS)
+@router.get("/cache/prefetches/" + rest_of_path("request_id"), summary="How a prefetch fares", responses=_ASK_ANSWERS)
 async def ask_prefetch(request: Request, request_id: str) -> Response:
     """Keys are chunks times ranks, for every engine that could use them; those found are in L1 now, as far as
     they follow each other without a gap."""

@@ -13,6 +13,7 @@ from lmcache.core.keys import check_cache_salt
 from lmcache.core.sizes import GIB
 from lmcache.engine.cache_server import MPCacheServer
 from lmcache.errors import ConfigError, KeyFormatError, QuotaFileError
+from lmcache.http.path_parameters import rest_of_path
 from lmcache.quota.manager import bytes_of_gb
 from lmcache.v1.multiprocess.http_apis.operator_calls import (
     NO_ENGINE,
@@ -24,6 +25,7 @@ from lmcache.v1.multiprocess.http_apis.operator_calls import (
 
 router = APIRouter(tags=["quotas"])
 
+_ONE = "/quota/" + rest_of_path("cache_salt")
 # A path cannot name the empty salt.
 _SENTINEL = "_default"
 
@@ -49,7 +51,7 @@ _SET_BODY = {
 }
 
 
-@router.put("/quota/{cache_salt}", summary="Set a tenant's quota", responses=_SET_ANSWERS, openapi_extra=_SET_BODY)
+@router.put(_ONE, summary="Set a tenant's quota", responses=_SET_ANSWERS, openapi_extra=_SET_BODY)
 async def set_quota(request: Request, cache_salt: str) -> Response:
     """Creates or changes it. Nothing is refused for a quota: what is over it is evicted at the next turn."""
     text = await request.body()
@@ -66,7 +68,7 @@ async def set_quota(request: Request, cache_salt: str) -> Response:
     return await _answer(request, cache_salt, put)
 
 
-@router.get("/quota/{cache_salt}", summary="A tenant's quota and what it holds", responses=_READ_ANSWERS)
+@router.get(_ONE, summary="A tenant's quota and what it holds", responses=_READ_ANSWERS)
 async def get_quota(request: Request, cache_salt: str) -> Response:
     """`exists` false: it has no quota of its own."""
 
@@ -81,7 +83,7 @@ async def get_quota(request: Request, cache_salt: str) -> Response:
     return await _answer(request, cache_salt, get)
 
 
-@router.delete("/quota/{cache_salt}", summary="Take a tenant's quota away", responses=_CHANGE_ANSWERS)
+@router.delete(_ONE, summary="Take a tenant's quota away", responses=_CHANGE_ANSWERS)
 async def delete_quota(request: Request, cache_salt: str) -> Response:
     """What it holds is over its limit then."""
 
@@ -132,20 +134,16 @@ def _shown(salt: str) -> str:
 def _read_limit(text: bytes) -> float:
     """The documented checks in the documented order, or 400."""
     try:
-        body: Any = json.loads(text)
+        body: Any = json.loads(text, parse_int=float)  # which takes integers of any length
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "invalid JSON body") from error
     if not isinstance(body, dict) or "limit_gb" not in body:
         raise HTTPException(400, "body must be {'limit_gb': <float>}")
     limit = body["limit_gb"]
-    if isinstance(limit, bool) or not isinstance(limit, int | float):
+    if not isinstance(limit, float):
         raise HTTPException(400, "limit_gb must be numeric")
-    try:
-        limit_gb = float(limit)
-    except OverflowError:
-        limit_gb = math.inf
-    if not math.isfinite(limit_gb * GIB):
+    if not math.isfinite(limit * GIB):
         raise HTTPException(400, "limit_gb must be finite")
-    if limit_gb < 0:
+    if limit < 0:
         raise HTTPException(400, "limit_gb must be non-negative")
-    return limit_gb
+    return limit
