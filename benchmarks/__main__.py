@@ -17,7 +17,7 @@ import traceback
 from benchmarks.common import Row, interrupt_once
 
 _NEED_VLLM = ("vllm_ttft", "hooks", "embedded_ttft", "embedded_hooks", "embedded_start")
-NAMES = ("transfer", "lookup", "start", "scale", "http", "busy_tier", "fs", "s3", "redis", *_NEED_VLLM)
+NAMES = ("transfer", "lookup", "start", "scale", "replay", "http", "busy_tier", "fs", "s3", "redis", *_NEED_VLLM)
 
 
 def machine_facts() -> str:

@@ -57,14 +57,20 @@ class Replay:
         return reversed(slots)
 
     def _store(self, blocks: Request, tenant: str) -> None:
-        stored: list[int] = []
+        self._commit(self._reserve(blocks), tenant)
+
+    def _reserve(self, blocks: Request) -> list[int]:
+        reserved: list[int] = []
         for block in blocks:
             if block not in self._slot_of and (self._free or self._evict()):
                 slot = self._free.pop()
                 self._slot_of[block] = slot
                 self._block_in[slot] = block
-                stored.append(slot)
-        for slot in self._in_order(stored):
+                reserved.append(slot)
+        return reserved
+
+    def _commit(self, slots: list[int], tenant: str) -> None:
+        for slot in self._in_order(slots):
             self._policy.add(slot, self._block_in[slot], tenant)
 
     def _evict(self) -> bool:
@@ -87,8 +93,8 @@ def num_unique(requests: Iterable[Request]) -> int:
     return len({block for request in requests for block in request})
 
 
-def hit_rate(name: str, requests: Sequence[Request], num_slots: int) -> float:
-    replay = Replay(make_policy(name), num_slots)
+def hit_rate(name: str, requests: Sequence[Request], num_slots: int, kind: type[Replay] = Replay) -> float:
+    replay = kind(make_policy(name), num_slots)
     for request in requests:
         replay.ask(request)
     return replay.num_hit / replay.num_asked

@@ -118,11 +118,17 @@ def refuse_value(flag: str, value: str) -> None:
         raise ConfigError(f"{flag} {value} {reason}")
 
 
+def _says_something(value: object) -> bool:
+    """Nothing is asked for by what was not given, nor by empty text: the documented way to leave such a thing off,
+    and what a start script makes of a variable that is not set."""
+    return any(value) if isinstance(value, tuple) else bool(value)
+
+
 def warnings_for(given: Mapping[str, object]) -> list[str]:
     """One line per foreign flag among `given` (by parameter name); raises ConfigError for a refused one."""
     lines = []
     for flag in FOREIGN_FLAGS:
-        if not given.get(flag.parameter):
+        if not _says_something(given.get(flag.parameter)):
             continue
         if flag.is_refused:
             source = f" (or {flag.variable} in the environment)" if flag.variable else ""

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Where the HTTP endpoints are; the server below never imports them by itself.
 ENDPOINTS_PACKAGE = "lmcache.v1.multiprocess.http_apis"
-# The one flag of earlier servers that takes any number of values.
-_MANY_VALUES = "--script-allowed-imports"
+# The flags of earlier servers that take any number of values, none included.
+_MANY_VALUES = ("--script-allowed-imports", "--runtime-plugin-locations")
 _ENGINE_TYPES = ("default",)
 _TRANSFER_MODES = ("auto", "engine_driven")
 _TRANSPORTS = ("zmq",)
@@ -41,15 +41,16 @@ class _ServerCommand(click.Command):
 
 
 def _one_value_each(arguments: list[str]) -> list[str]:
-    """`--flag a b` becomes `--flag a --flag b` for the flag that takes many."""
+    """`--flag a b` becomes `--flag a --flag b`, and `--flag` alone nothing, for a flag that takes many."""
     result: list[str] = []
-    takes_more = False
+    flag: str | None = None
     for argument in arguments:
         if argument.startswith("-"):
-            takes_more = argument == _MANY_VALUES
-        elif takes_more and result[-1] != _MANY_VALUES:
-            result.append(_MANY_VALUES)
-        result.append(argument)
+            flag = argument if argument in _MANY_VALUES else None
+        elif flag is not None:
+            result.append(flag)
+        if argument != flag:
+            result.append(argument)
     return result
 
 

@@ -9,15 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from blake3 import blake3
+
 from lmcache.core.hashing import ChunkHashAlgorithm
 from lmcache.core.layout import KVLayout
 
 _TAG = b"lmcache-root-1"
+_SHORT_CHARACTERS = 12
 
 
 def canonical_bytes(value: object) -> bytes:
     """One byte string per plain value: sorted keys, no white space, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def short_digest(value: object) -> str:
+    """Tells plain values apart where they are not to be shown. Not as long as to stand for them in a key."""
+    return blake3(canonical_bytes(value)).hexdigest()[:_SHORT_CHARACTERS]
 
 
 def make_root(

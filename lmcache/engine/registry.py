@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lmcache.core.hashing import ChunkHashAlgorithm
-from lmcache.core.identity import make_root
+from lmcache.core.identity import make_root, short_digest
 from lmcache.core.keys import check_model_name, make_kv_rank
 from lmcache.core.layout import KVLayout, check_chunk_size
 from lmcache.errors import DeclinedError
@@ -44,7 +44,7 @@ class Client:
 
 @dataclass(slots=True)
 class Engine:
-    """One vLLM engine: its scheduler and one worker per rank."""
+    """One vLLM engine: its scheduler and one worker per rank. `fact_digests`: of each of its facts, for operators."""
 
     engine_id: str
     model_name: str
@@ -52,6 +52,7 @@ class Engine:
     workers: dict[int, Client] = field(default_factory=dict)
     scheduler_uid: int | None = None
     model_facts: dict[str, object] | None = None
+    fact_digests: dict[str, str] = field(default_factory=dict)
     epoch: bytes = b""
     root: bytes = b""
 
@@ -122,6 +123,7 @@ class ClientRegistry:
         client.wants_events = wants_events
         engine.scheduler_uid = uid
         engine.model_facts = facts
+        engine.fact_digests = {name: short_digest(fact) for name, fact in sorted(facts.items())}
         engine.epoch = epoch
         self._update_root(engine)
         return client, engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmcache.engine.contexts import report_context
+from lmcache.engine.identities import report_identities
 from lmcache.engine.pool import Pool
 from lmcache.errors import LMCacheError
 
@@ -40,6 +41,7 @@ def _report_contexts(engine: MPCacheServer) -> dict[str, object]:
         },
         "registered_non_cuda_instance_ids": [],
         "non_cuda_context_meta": {},
+        "engine_identities": report_identities(engine.registry),
     }
 
 

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from lmcache.errors import ConfigError, EndpointError
 from lmcache.http.endpoint_modules import SUFFIX, entry_point_objects, folder_modules, package_modules
+from lmcache.http.path_parameters import as_written
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def walk(router: APIRouter, prefix: str = "") -> Iterator[tuple[str, Route]]:
         if inner is not None:
             yield from walk(inner, prefix + _prefix_of(route))
         elif isinstance(route, Route):
-            yield prefix + route.path, route
+            yield prefix + as_written(route.path), route
 
 
 def _without(router: APIRouter, is_left_out: Callable[[str, Route], bool], prefix: str = "") -> APIRouter:
@@ -119,7 +120,7 @@ def _without(router: APIRouter, is_left_out: Callable[[str, Route], bool], prefi
             wrapper: Any = copy.copy(route)
             wrapper.original_router = _without(inner, is_left_out, prefix + _prefix_of(route))
             kept.append(wrapper)
-        elif not isinstance(route, Route) or not is_left_out(prefix + route.path, route):
+        elif not isinstance(route, Route) or not is_left_out(prefix + as_written(route.path), route):
             kept.append(route)
     twin = copy.copy(router)
     twin.routes = kept

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from lmcache.core.keys import ObjectKey
 from lmcache.l1.namespace import Namespace
 from lmcache.l1.state import L1State
+from lmcache.memory.names import NameKind
 from lmcache.memory.records import SlotState, state_of
 
 _RECORDS_PER_SLICE = 16_384
@@ -58,10 +59,14 @@ def page(
     state: L1State, first_slot: int, num_keys_max: int, model_name: str | None
 ) -> tuple[list[tuple[ObjectKey, int]], int]:
     """Objects from `first_slot` on with their bytes, and the slot to go on with: a few slots, so that nobody
-    waits long."""
-    records = state.slots.records
+    waits long. Those of other models are not looked at one by one."""
+    records, model_id = state.slots.records, None
+    if model_name is not None:
+        model_id = state.names.find(NameKind.MODEL, model_name.encode())
+        if model_id is None:
+            return [], records.num_records
     next_slot = min(first_slot + _RECORDS_PER_SLICE, records.num_records)
-    used = records.used_between(first_slot, next_slot)
+    used = records.used_between(first_slot, next_slot, model_id)
     if len(used) > _OBJECTS_PER_SLICE:
         next_slot = used[_OBJECTS_PER_SLICE]
         del used[_OBJECTS_PER_SLICE:]
@@ -73,7 +78,6 @@ def page(
             continue
         record = records.read(slot)
         name = state.namespace_of(record).key
-        if model_name in (None, name.model_name):
-            key = ObjectKey(record.digest, name.model_name, record.kv_rank, record.group_id, name.cache_salt)
-            found.append((key, record.length))
+        key = ObjectKey(record.digest, name.model_name, record.kv_rank, record.group_id, name.cache_salt)
+        found.append((key, record.length))
     return found, next_slot

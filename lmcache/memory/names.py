@@ -91,6 +91,10 @@ class NamesTable:
         self._uses[name_id] = self._uses.get(name_id, 0) + 1
         return name_id
 
+    def find(self, kind: NameKind, name: bytes) -> int | None:
+        """The id of a name; None while nothing uses it."""
+        return self._id_of.get((kind, name))
+
     def acquire_id(self, name_id: int, kind: NameKind) -> bytes | None:
         """One more use of a known id (recovery); its name, or None if it is not known as that kind."""
         entry = self._name_of.get(name_id)

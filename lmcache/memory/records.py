@@ -39,6 +39,8 @@ _LOSSY_FLAG = 1
 _STATE_BITS = 3
 _STATE_MASK = (1 << _STATE_BITS) - 1
 _WORD_MASK = (1 << 64) - 1
+# Names and ranks lie two in a word, models and ranks in its lower half.
+_ID_MASK = (1 << 32) - 1
 # Odd factors spread names and ranks over all bits of a key's hash.
 _NAMES_FACTOR, _RANK_FACTOR = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
 # What a lookup answers per chunk and rank: slot, slot word, offset, length.
@@ -195,10 +197,12 @@ class RecordTable:
         """Slots that are not FREE, ascending. Reads one word per record, not the payloads."""
         return np.flatnonzero((self.array[:, _SLOT_WORD] & np.uint64(_STATE_MASK)) != SlotState.FREE)
 
-    def used_between(self, first: int, last: int) -> list[int]:
-        """Slots in `[first, last)` that are not FREE, ascending."""
-        column = self.array[first:last, _SLOT_WORD] & np.uint64(_STATE_MASK)
-        slots: list[int] = (np.flatnonzero(column != SlotState.FREE) + first).tolist()
+    def used_between(self, first: int, last: int, model_id: int | None = None) -> list[int]:
+        """Slots in `[first, last)` that are not FREE, ascending; of one model, where it is given."""
+        is_wanted = self.array[first:last, _SLOT_WORD] & np.uint64(_STATE_MASK) != SlotState.FREE
+        if model_id is not None:
+            is_wanted &= self.array[first:last, _NAMES_WORD] & np.uint64(_ID_MASK) == model_id
+        slots: list[int] = (np.flatnonzero(is_wanted) + first).tolist()
         return slots
 
     def slots_in(self, states: tuple[SlotState, ...]) -> list[int]:
@@ -216,7 +220,7 @@ class RecordTable:
         checksums = np.array([checksum_of(view[base : base + size]) for base in bases], dtype=np.uint64)
         states = rows[:, _SLOT_WORD] & np.uint64(_STATE_MASK)
         is_whole = (checksums == rows[:, _CHECKSUM_WORD]) & (states <= max(SlotState))
-        rows, low = rows[is_whole], np.uint64(0xFFFFFFFF)
+        rows, low = rows[is_whole], np.uint64(_ID_MASK)
         return ScannedRecords(
             slots=used[is_whole],
             states=states[is_whole],

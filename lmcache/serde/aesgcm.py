@@ -19,6 +19,7 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import ConfigError, CorruptObjectError
 from lmcache.serde.base import Encoded, Serde
 from lmcache.serde.key_file import KeyFile
+from lmcache.serde.workers import MAX_WORKERS, check_max_workers, tell_of_max_workers
 
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
@@ -26,13 +27,16 @@ _TAG_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`key_file`: lines of a key id and a key in hex or base64, the first of them in use."""
+    """`key_file`: lines of a key id and a key in hex or base64, the first of them in use. `max_workers` has no
+    effect."""
 
     key_file: str
+    max_workers: int = MAX_WORKERS
 
     def __post_init__(self) -> None:
         if not isinstance(self.key_file, str) or not self.key_file:
             raise ConfigError(f"key_file must be the path of a file (got {self.key_file!r})")
+        check_max_workers(self.max_workers)
 
 
 class AesGcmSerde:
@@ -87,4 +91,5 @@ def _nonce(text: object) -> bytes:
 
 
 def make(config: Config) -> Serde:
+    tell_of_max_workers(AesGcmSerde.name, config.max_workers)
     return AesGcmSerde(KeyFile(config.key_file))

@@ -15,6 +15,7 @@ from lmcache.errors import ConfigError
 from lmcache.serde.base import Serde
 from lmcache.serde.floats import Floats
 from lmcache.serde.scaled import Codes, ScaledSerde
+from lmcache.serde.workers import MAX_WORKERS, check_max_workers, tell_of_max_workers
 
 _E4M3 = "float8_e4m3fn"
 _SIGN = 0x80
@@ -23,13 +24,15 @@ _NUM_FINITE = 0x7F  # magnitudes; the code after them is not a number
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`fp8_dtype`: float8_e4m3fn is the only one."""
+    """`fp8_dtype`: float8_e4m3fn is the only one. `max_workers` has no effect."""
 
     fp8_dtype: str = _E4M3
+    max_workers: int = MAX_WORKERS
 
     def __post_init__(self) -> None:
         if self.fp8_dtype != _E4M3:
             raise ConfigError(f"fp8_dtype must be {_E4M3!r} (got {self.fp8_dtype!r})")
+        check_max_workers(self.max_workers)
 
 
 def _magnitudes() -> Floats:
@@ -81,4 +84,5 @@ class Fp8Serde(ScaledSerde):
 
 
 def make(config: Config) -> Serde:
+    tell_of_max_workers(Fp8Serde.name, config.max_workers)
     return Fp8Serde()

@@ -70,7 +70,7 @@ class TierLife:
             self._tried.set()
             is_given_up = self._is_given_up
         if is_given_up:  # whoever closes waits for it no more
-            self._adapter.close()
+            self._close_adapter()
 
     def _open(self) -> bool:
         """Whether it is open; else it never will be, or nobody wants it any more."""
@@ -117,8 +117,15 @@ class TierLife:
             if self._is_started:
                 self._come_to_rest(drain_timeout_s)
             else:
-                self._adapter.close()
+                self._close_adapter()
             self.state = TierState.CLOSED
+
+    def _close_adapter(self) -> None:
+        """A backend that cannot be left in order is left all the same."""
+        try:
+            self._adapter.close()
+        except (LMCacheError, OSError) as error:
+            logger.error("L2 adapter %s could not be closed in order: %s", self._name, error)
 
     def _come_to_rest(self, drain_timeout_s: float) -> None:
         self.drain()
@@ -131,6 +138,6 @@ class TierLife:
             is_open = self._opened.is_set()
             self._is_given_up = not is_open
         if is_at_rest and is_open:
-            self._adapter.close()
+            self._close_adapter()
         else:
             logger.error("L2 adapter %s does not answer; it is left as it is", self._name)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from lmcache.testing import control as c
 from lmcache.testing.faults import Action, Fault
 from lmcache.testing.nursery import Nursery
-from lmcache.testing.processes import ChildFailedError, EngineHandle, ServerHandle
+from lmcache.testing.processes import PATIENT_S, ChildFailedError, EngineHandle, ServerHandle
 from lmcache.testing.server_process import ServerProcessConfig
 
 SERVER_STEPS = (
@@ -250,9 +250,13 @@ class Arena:
 
     def _check_acknowledged(self) -> None:
         whole = [name for name, ranks in self._acknowledged.items() if len(ranks) == self._config.num_ranks]
-        reader = self._engines[0]
-        reader.wait_joined()
-        missing = reader.verify(whole)
-        self._listen(reader)
+        # One of its own: those that fight take a server that is short of a core for gone.
+        reader = EngineHandle(self._nursery, "reader", self._url, self._config.num_ranks, patience_s=PATIENT_S)
+        try:
+            reader.wait_joined()
+            missing = reader.verify(whole)
+            self._listen(reader)
+        finally:
+            reader.close()
         if missing:
             raise ChildFailedError(f"{len(missing)} of {len(whole)} acknowledged objects are gone: {missing[:5]}")

@@ -71,6 +71,14 @@ class Look(_Message):
     names: list[str]
 
 
+class Keep(_Message):
+    """Take less than was promised: the first chunks only. Answer: Looked."""
+
+    request_id: str
+    promise: bytes
+    num_chunks: int
+
+
 class Load(_Message):
     """Load what a lookup promised. Answer: LoadReport."""
 
@@ -107,7 +115,7 @@ class Pause(_Message):
 
 
 class WaitJoined(_Message):
-    timeout_s: float = 20.0
+    timeout_s: float = 50.0
 
 
 # Answers
@@ -201,12 +209,12 @@ class TrafficCount(_Message):
 
 
 Message = (
-    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause
+    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Keep | Load | End | Verify | AbortMany | Traffic | Pause
     | WaitJoined | Done | Failed | ServerReport | StoreReport | Looked | LoadReport | Verified
     | Ready | FaultReached | Stored | WrongBytes | TrafficCount
 )  # fmt: skip
 Order = (
-    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Load | End | Verify | AbortMany | Traffic | Pause
+    Arm | Quit | Cycle | ClearAll | Announce | Store | Look | Keep | Load | End | Verify | AbortMany | Traffic | Pause
     | WaitJoined
 )  # fmt: skip
 Answer = Done | Failed | ServerReport | StoreReport | Looked | LoadReport | Verified

@@ -18,13 +18,12 @@ from lmcache.telemetry.periodic import PeriodicThreadRegistry
 
 L1, DISK, REMOTE = "LocalCPUBackend", "LocalDiskBackend", "RemoteBackend"
 _CLASS_OF = {L1: "L1Manager", DISK: "FSAdapter", REMOTE: "FSAdapter"}
-NO_FILE = "Configuration file not found"
 
 
 class FakeEngine:
     """`CacheOperations` over plain numbers. `error`: raised by every call while it is set."""
 
-    def __init__(self, backends: Sequence[str] = (L1, REMOTE), chunk_size: int = 20) -> None:
+    def __init__(self, backends: Sequence[str] = (L1, REMOTE), chunk_size: int = 40) -> None:
         self.error: Exception | None = None
         self.chunk_size = chunk_size
         self.num_objects = dict.fromkeys(backends, 5)
@@ -105,8 +104,6 @@ class FakeEngine:
 
     def load_fs_chunks(self, config_path: str, num_chunks_max: int | None) -> LoadedChunks:
         self._fail()
-        if config_path.endswith("missing.yaml"):
-            raise ConfigError(NO_FILE)
         most = self.loaded.num_loaded if num_chunks_max is None else num_chunks_max
         return LoadedChunks(min(self.loaded.num_loaded, most), self.loaded.total_files, self.loaded.failed_keys)
 
@@ -188,6 +185,10 @@ class FakeLookups:
         self.current = first
         self.next_name = next_name
         self.error: Exception | None = None
+
+    @property
+    def server(self) -> FakeClient | None:
+        return None if self._is_client else self.current
 
     def info(self) -> tuple[str, str]:
         self._fail()
@@ -271,7 +272,7 @@ class FakeManager(EmbeddedManager):
         self.lookups = FakeLookups(role, FakeClient(first), following)
         self.fake_inference = FakeInference()
         super().__init__(
-            config=config, metadata=make_metadata(role, worker_id), metrics=MetricRegistry(),
+            config=config, lmcache_engine_metadata=make_metadata(role, worker_id), metrics=MetricRegistry(),
             threads=PeriodicThreadRegistry(), find_engine=lambda: self.fake_engine, find_kv_tensors=lambda: self.pages,
             lookup=self.lookups, inference=self.fake_inference,
         )  # fmt: skip

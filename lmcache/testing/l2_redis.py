@@ -15,7 +15,7 @@ from lmcache.l2.redis.adapter import RedisL2Adapter
 from lmcache.l2.redis.config import RedisConfig
 from lmcache.l2.redis.names import Names
 from lmcache.testing.l2_backend import L2Backend
-from lmcache.testing.redis_server import RedisCluster, RedisServer
+from lmcache.testing.redis_server import SOCKET_TIMEOUT_S, RedisCluster, RedisServer
 
 _numbers = itertools.count()
 
@@ -31,14 +31,14 @@ class RedisBackend(L2Backend):
         self._socket_path = server.socket_path if server else None
         self._names = Names(self.prefix)
         self._clients: list[Any] = [
-            redis.Redis(unix_socket_path=node.socket_path, protocol=2)
+            redis.Redis(unix_socket_path=node.socket_path, protocol=2, socket_timeout=SOCKET_TIMEOUT_S)
             for node in [*([server] if server else []), *(cluster.nodes if cluster else [])]
         ]
 
     def config(self, capacity_bytes: int = 0) -> RedisConfig:
         return RedisConfig(
             nodes=self._cluster.addresses if self._cluster else (), unix_socket_path=self._socket_path,
-            prefix=self.prefix, max_capacity_gb=capacity_bytes / GIB,
+            prefix=self.prefix, max_capacity_gb=capacity_bytes / GIB, socket_timeout_s=SOCKET_TIMEOUT_S,
         )  # fmt: skip
 
     def make(self, context: AdapterContext, capacity_bytes: int) -> L2Adapter:

@@ -15,8 +15,12 @@ from lmcache.testing.nursery import Nursery
 from lmcache.testing.server_process import ServerProcessConfig
 from lmcache.testing.worker_rank import WorkerProcessConfig
 
-_START_TIMEOUT_S = 20.0
-_ANSWER_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 60.0
+# How long an engine waits for the server: one that is to notice that it is stopped, and one that shall never take a
+# server for gone that is only short of a core.
+HASTY_S = 0.5
+PATIENT_S = 12.0
 
 
 class ChildFailedError(AssertionError):
@@ -93,8 +97,8 @@ class ChildProcess:
 
     # Faults
 
-    def arm(self, step: str, action: Action, occurrence: int = 1) -> None:
-        self.ask(c.Arm(Fault(step, action, occurrence)))
+    def arm(self, step: str, action: Action, occurrence: int = 1, delay_s: float = 0.5) -> None:
+        self.ask(c.Arm(Fault(step, action, occurrence, delay_s)))
 
     def wait_for_fault(self, action: Action, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
         """Until the armed fault has happened: the process is gone, stopped, or a thread of it sleeps."""
@@ -110,7 +114,8 @@ class ChildProcess:
         return True
 
     def _wait_until_stopped(self) -> None:
-        for _ in range(20_000):
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+        while time.monotonic() < deadline:
             if pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
                 self.is_stopped = True
                 return
@@ -162,7 +167,7 @@ class ServerHandle(ChildProcess):
             raise ChildFailedError(f"the server's tables disagree: {report}")
         return report
 
-    def settle(self, timeout_s: float = 30.0, without_sessions: bool = False) -> c.ServerReport:
+    def settle(self, timeout_s: float = _ANSWER_TIMEOUT_S, without_sessions: bool = False) -> c.ServerReport:
         """Cycle until nothing is being written, quarantined or locked; fails if that never comes.
 
         Clients end their sessions a moment after their requests: `without_sessions` waits for that too.
@@ -192,9 +197,14 @@ class EngineHandle(ChildProcess):
         num_ranks: int = 1,
         in_pid_namespace: bool = False,
         first_batch_chunks: int = 8,
+        patience_s: float = HASTY_S,
+        prefetch_wait_s: float = 0.0,
     ) -> None:
         uids = [secrets.randbits(63) | 1 for _ in range(1 + num_ranks)]
-        config = WorkerProcessConfig(url, f"{name}-{uids[0]:x}", uids, first_batch_chunks=first_batch_chunks)
+        config = WorkerProcessConfig(
+            url, f"{name}-{uids[0]:x}", uids, first_batch_chunks=first_batch_chunks, rpc_timeout_s=patience_s,
+            prefetch_wait_s=prefetch_wait_s,
+        )  # fmt: skip
         super().__init__(name, nursery.fork("worker", config, in_pid_namespace))
 
     def wait_joined(self) -> None:
@@ -215,6 +225,12 @@ class EngineHandle(ChildProcess):
         looked = self.ask(c.Look(request_id, names))
         assert isinstance(looked, c.Looked)
         return looked
+
+    def keep(self, request_id: str, looked: c.Looked, num_chunks: int) -> c.Looked:
+        """Give back what was promised behind the first chunks."""
+        kept = self.ask(c.Keep(request_id, looked.promise, num_chunks))
+        assert isinstance(kept, c.Looked)
+        return kept
 
     def load(self, looked: c.Looked) -> c.LoadReport:
         report = self.ask(c.Load(looked.promise))

@@ -20,9 +20,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from lmcache.testing.ports import free_port
+
 NUM_SLOTS = 16384
 _NAMES = ("redis-server", "valkey-server")
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 30.0
+# Of who does not test what becomes of a server that is slow.
+SOCKET_TIMEOUT_S = 60.0
 # The port of a node and that of its bus, so much higher, must both be free, and below those given out at random.
 _CLUSTER_PORTS = range(15000, 22000)
 _BUS_OFFSET = 10000
@@ -40,7 +44,7 @@ class RedisServer:
 
     def __init__(self, *options: str, port: int = 0) -> None:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="lmcache-test-redis-"))
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.socket_path = str(self.folder / "socket")
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +84,10 @@ class RedisServer:
     @contextmanager
     def client(self, **settings: Any) -> Iterator[Any]:
         """A `redis.Redis`: a way to it that is not the adapter's."""
-        client = redis.Redis(unix_socket_path=self.socket_path, protocol=2, retry=Retry(NoBackoff(), 0), **settings)
+        client = redis.Redis(
+            unix_socket_path=self.socket_path, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=SOCKET_TIMEOUT_S,
+            **settings,
+        )  # fmt: skip
         try:
             yield client
         finally:
@@ -109,7 +116,7 @@ class RedisCluster:
         self._num_nodes = num_nodes
         try:
             for port in _free_cluster_ports(num_nodes):
-                options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+                options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000")
                 self.nodes.append(RedisServer(*options, port=port))
             self._join()
         except BaseException:
@@ -149,12 +156,6 @@ def wait_until(is_true: Callable[[], bool], complaint: str, more: Callable[[], s
     while not is_true():
         assert time.monotonic() < deadline_s, f"{complaint}: {more()}"
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _free_cluster_ports(count: int) -> list[int]:

@@ -13,6 +13,8 @@ import time
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from lmcache.testing.ports import free_port
+
 ACCESS_KEY_ID = "lmcache-test-key"
 SECRET_ACCESS_KEY = "lmcache-test-secret"
 REGION = "us-east-1"
@@ -24,13 +26,6 @@ _ANY_SIGNATURE = {
     "Authorization": f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY_ID}/20200101/{REGION}/s3/aws4_request, "
     "SignedHeaders=host, Signature=0"
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class S3Server:

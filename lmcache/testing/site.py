@@ -5,11 +5,11 @@ from __future__ import annotations
 import pathlib
 import secrets
 import shutil
-import socket
 from types import TracebackType
 
 from lmcache.testing.nursery import Nursery
-from lmcache.testing.processes import ChildProcess, EngineHandle, ServerHandle
+from lmcache.testing.ports import free_port
+from lmcache.testing.processes import PATIENT_S, ChildProcess, EngineHandle, ServerHandle
 from lmcache.testing.server_process import ServerProcessConfig
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
@@ -31,8 +31,11 @@ class Site:
         self._children.append(server)
         return server
 
-    def start_engine(self, name: str, num_ranks: int = 1, in_pid_namespace: bool = False) -> EngineHandle:
-        engine = EngineHandle(self.nursery, name, self.url, num_ranks, in_pid_namespace)
+    def start_engine(
+        self, name: str, num_ranks: int = 1, in_pid_namespace: bool = False, patience_s: float = PATIENT_S
+    ) -> EngineHandle:
+        """Joined. `patience_s`: how long it waits for a server that does not answer."""
+        engine = EngineHandle(self.nursery, name, self.url, num_ranks, in_pid_namespace, patience_s=patience_s)
         self._children.append(engine)
         engine.wait_joined()
         return engine
@@ -46,11 +49,3 @@ class Site:
         for child in self._children:
             child.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses now; a server needs one that stays the same when it is restarted."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

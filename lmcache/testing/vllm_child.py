@@ -13,6 +13,10 @@ from typing import Any
 from lmcache.testing.vllm_models import has_weights, write_model, write_weights
 from lmcache.testing.vllm_spec import ENVIRONMENT, EngineSpec, Gate, Output
 
+# By the clock, not in steps: on a crowded machine a step may be over long before a copying thread had its turn. Less
+# than `EngineProcess` waits for an answer.
+_PATIENCE_S = 240.0
+
 
 def serve(spec: EngineSpec, pipe: Connection) -> None:
     """The child's life: build the engine, obey until told to close or the parent is gone."""
@@ -60,6 +64,7 @@ class EngineChild:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(spec.kvcache_gib)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if spec.multiprocess else "0"
         os.environ.update(spec.environment)
+        _limit_threads(int(os.environ["OMP_NUM_THREADS"]))
         self._log = _LogLines()
         from lmcache.logging import init_logger
 
@@ -132,14 +137,15 @@ class EngineChild:
                 if output.finished:
                     self._finished[output.request_id] = _output(output)
 
-    def finish(self, max_steps: int = 20000) -> dict[str, Output]:
+    def finish(self) -> dict[str, Output]:
         """Step until every request has ended; what ended since the last call, by id."""
-        for _ in range(max_steps):
-            if not self.llm.llm_engine.has_unfinished_requests():
-                finished, self._finished = self._finished, {}
-                return finished
+        deadline = time.monotonic() + _PATIENCE_S
+        while self.llm.llm_engine.has_unfinished_requests():
+            if time.monotonic() > deadline:
+                raise RuntimeError("requests never ended")
             self.step()
-        raise RuntimeError("requests never ended")
+        finished, self._finished = self._finished, {}
+        return finished
 
     def pages(self, prompt: list[int], salt: str = "") -> tuple[int, Any]:
         """How many tokens were cached, and the KV of a prompt's whole blocks as float `[layers, blocks, values]`."""
@@ -165,11 +171,11 @@ class EngineChild:
     # The engine
 
     def forget(self) -> None:
-        for _ in range(500):
-            if self.llm.reset_prefix_cache():
-                return
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self.llm.reset_prefix_cache():
+            if time.monotonic() > deadline:
+                raise RuntimeError("blocks are still held")
             self._idle_step()
-        raise RuntimeError("blocks are still held")
 
     def _idle_step(self) -> None:
         """One engine step even without requests, so that saves report and let their blocks go."""
@@ -181,11 +187,11 @@ class EngineChild:
         """Step until no save is under way and no request holds anything."""
         if self._is_multiprocess:
             raise RuntimeError("this engine steps by itself: `forget` succeeds once its saves have ended")
-        for _ in range(1000):
-            if not self._scheduler.connector.has_pending_push_work() and not self._scheduler.requests:
-                return
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._scheduler.connector.has_pending_push_work() or self._scheduler.requests:
+            if time.monotonic() > deadline:
+                raise RuntimeError("a save never ended")
             self._idle_step()
-        raise RuntimeError("a save never ended")
 
     def reset_with_connector(self) -> bool:
         return bool(self._core.reset_prefix_cache(reset_connector=True))
@@ -204,13 +210,19 @@ class EngineChild:
             "policy": self._scheduler.vllm_config.kv_transfer_config.kv_load_failure_policy,
         }
 
-    def wait_until_joined(self, timeout_s: float = 20.0) -> bool:
-        deadline = time.monotonic() + timeout_s
+    def wait_until_joined(self) -> bool:
+        """Registered, and connected for the first lookup, which waits for nobody."""
+        deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline:
-            if self.connector_state()["is_joined"]:
+            if self.connector_state()["is_joined"] and self._is_connected():
                 return True
             time.sleep(0.02)
         return False
+
+    def _is_connected(self) -> bool:
+        lookups = self._scheduler.connector._scheduler._lookups
+        lookups.prepare()
+        return lookups._connection is not None and bool(lookups._connection.is_connected)
 
     def log_lines(self, level: str = "WARNING") -> list[str]:
         """What our package logged at this level since the last call for it."""
@@ -239,6 +251,13 @@ class EngineChild:
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def _limit_threads(num_threads: int) -> None:
+    """The variable alone says nothing any more to a process that was forked with torch in it."""
+    import torch
+
+    torch.set_num_threads(num_threads)
 
 
 def _prompt(tokens: list[int], salt: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "2",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # Else the first request that wants logprobs waits for a C++ compiler, a minute where nothing is in its cache.
+    "TORCH_COMPILE_DISABLE": "1",
 }
 
 
@@ -51,6 +53,12 @@ def mp_connector(port: int, **extra: Any) -> dict[str, Any]:
     return {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_both", "kv_connector_extra_config": settings}
 
 
+def patient_connector(port: int, **extra: Any) -> dict[str, Any]:
+    """For tests: a server that gets no processor for a while is waited for, where a user would rather compute."""
+    patience = {"mq_timeout": 10.0, "lookup_timeout": 20.0, "prefetch_timeout": 60.0}
+    return mp_connector(port, **(patience | extra))
+
+
 def embedded_connector(keep_on_reset: bool = False, **settings: Any) -> dict[str, Any]:
     """The same for the in-process mode, all its settings in it."""
     extra = {f"lmcache.{key}": value for key, value in settings.items()}
@@ -75,9 +83,13 @@ class Gate:
         while not self._open.exists() and time.monotonic() < deadline:
             time.sleep(0.002)
 
+    @property
+    def is_held(self) -> bool:
+        return self._held.exists()
+
     def wait_until_held(self, timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
-        while not self._held.exists():
+        while not self.is_held:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nobody reached {self.step}")
             time.sleep(0.005)

@@ -40,7 +40,7 @@ class EngineProcess:
         self._ranks = [WorkerRank(config, rank, self.faults) for rank in range(len(config.uids) - 1)]
         connection = MembershipConfig(config.url, timeout_s=config.rpc_timeout_s, heartbeat_s=config.heartbeat_s)
         self._scheduler = Membership(connection, config.uids[0], "scheduler", self._registration)
-        self._lookups = LookupClient(self._scheduler, config.rpc_timeout_s)
+        self._lookups = LookupClient(self._scheduler, config.rpc_timeout_s, prefetch_wait_s=config.prefetch_wait_s)
         self._boot_ids: dict[str, int] = {}
         self._job_ids = iter(range(1, 1 << 62))
         self._traffic: TrafficSource | None = None
@@ -80,6 +80,9 @@ class EngineProcess:
                 return self.store(names)
             case c.Look(request_id, names):
                 promise = self.look(request_id, names)
+                return c.Looked(len(promise.chunks), pack_promise(promise))
+            case c.Keep(request_id, promise_blob, num_chunks):
+                promise = self.keep(request_id, unpack_promise(promise_blob), num_chunks)
                 return c.Looked(len(promise.chunks), pack_promise(promise))
             case c.Load(promise_blob):
                 return self.load(unpack_promise(promise_blob))

@@ -20,6 +20,7 @@ class WorkerProcessConfig(msgspec.Struct, frozen=True):
     """`uids`: of the scheduler, then of each rank. Requests have at most `chunks_max` chunks.
 
     `first_batch_chunks`: with fewer than a store has, it goes in several batches at once.
+    `prefetch_wait_s`: how long lookups wait for what the server fetches from its tiers.
     """
 
     url: str
@@ -29,6 +30,7 @@ class WorkerProcessConfig(msgspec.Struct, frozen=True):
     first_batch_chunks: int = 8
     rpc_timeout_s: float = 0.5
     heartbeat_s: float = 0.2
+    prefetch_wait_s: float = 0.0
 
 
 class WorkerRank:

@@ -11,7 +11,13 @@ from collections.abc import Callable
 
 import zmq
 
-from lmcache.errors import DeadlineExceededError, ProtocolError, RequestRefusedError, StaleBootError
+from lmcache.errors import (
+    DeadlineExceededError,
+    ProtocolError,
+    RequestRefusedError,
+    ServerUnavailableError,
+    StaleBootError,
+)
 from lmcache.protocol.frames import decode_header, decode_reply, encode_frame
 from lmcache.protocol.messages import ErrorCode, Failure, Reply, Request
 
@@ -52,7 +58,7 @@ class Connection:
         """Send and wait. Raises DeadlineExceededError, StaleBootError, RequestRefusedError."""
         deadline = self._clock() + timeout_s
         number = self.send(message, boot_id, timeout_s)
-        return self.wait_or_raise(number, deadline - self._clock(), type(message).__name__)
+        return self.wait_or_raise(number, max(0.0, deadline - self._clock()), type(message).__name__)
 
     def wait_or_raise(self, number: int, timeout_s: float, what: str) -> Reply:
         """The answer to a request. Raises DeadlineExceededError if it does not come; then nobody waits for it."""
@@ -61,6 +67,13 @@ class Connection:
             self.forget(number)
             raise DeadlineExceededError(f"{self.url} did not answer {what} in {timeout_s:.3g} s")
         return reply
+
+    def raise_if_gone(self, number: int, what: str) -> None:
+        """Raise ServerUnavailableError if the answer to a request cannot come any more. Not for a connection on which
+        much is posted: one that is full looks the same."""
+        if not self.is_connected and self._waiting.get(number) is None and not self._socket.poll(0):
+            self.forget(number)
+            raise ServerUnavailableError(f"{self.url} went away before it answered {what}")
 
     def send(self, message: Request, boot_id: int, timeout_s: float = 0.0) -> int:
         """Send and return the request's number. Waits at most `timeout_s` for a connection."""

@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 _HIGH_WATER = 10_000
 _POSTS_MAX = 100_000
-_STOP = b"stop"
 # How long a stop waits for peers to take what was sent to them.
 _LAST_SENDS_MS = 500
 
@@ -51,6 +50,7 @@ class ServerLoop:
         self._wake_out = self._context.socket(zmq.PUSH)
         self._wake_out.connect(self._wake_address)
         self._posts: deque[tuple[bytes, bytes]] = deque(maxlen=_POSTS_MAX)
+        self._is_stopping = False
         try:
             for url in urls:
                 self._bind(url)
@@ -80,22 +80,24 @@ class ServerLoop:
         return self._thread.is_alive()
 
     def post(self, peer: bytes, frame: bytes) -> None:
-        """Send a frame to a peer from any thread; dropped if the peer is gone."""
+        """Send a frame to a peer from any thread, which never waits; dropped if the peer is gone."""
         self._posts.append((peer, frame))
-        self._wake(b"post")
+        self._wake()
 
     def stop(self) -> None:
         """Send what was posted, stop the loop and close the sockets. Idempotent; not from the loop's own thread."""
         if self._thread.is_alive():
-            self._wake(_STOP)
+            self._is_stopping = True
+            self._wake()
             self._thread.join()
         with self._wake_mutex:
             self._context.destroy(linger=_LAST_SENDS_MS)
 
-    def _wake(self, word: bytes) -> None:
-        with self._wake_mutex:
+    def _wake(self) -> None:
+        """A queue that is full of such words wakes the loop as well as one more."""
+        with self._wake_mutex, contextlib.suppress(zmq.Again):
             if not self._wake_out.closed:
-                self._wake_out.send(word)
+                self._wake_out.send(b"", zmq.DONTWAIT)
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -103,7 +105,10 @@ class ServerLoop:
         poller.register(self._wake_in, zmq.POLLIN)
         while True:
             ready = dict(poller.poll(self._tick_ms))
-            is_stopping = self._wake_in in ready and self._wake_in.recv() == _STOP
+            if self._wake_in in ready:
+                self._wake_in.recv()
+            # Looked at once: what was posted before it was set is sent below.
+            is_stopping = self._is_stopping
             if self._router in ready and not is_stopping:
                 self._serve_waiting()
             while self._posts:

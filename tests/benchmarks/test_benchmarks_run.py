@@ -13,7 +13,8 @@ import pytest
 from benchmarks import __main__ as suite
 from benchmarks import busy_tier, demo, http, lookup, scale, start, transfer
 from benchmarks.common import SHARED_MEMORY, Row, print_rows
-from tests.conftest import child_env
+from lmcache.testing.waiting import wait_until
+from tests.conftest import child_env, hear_sigint
 
 
 def num_judged(rows: list[Row]) -> int:
@@ -106,15 +107,21 @@ def test_machine_facts_come_first() -> None:
 def test_interrupted_benchmark_leaves_nothing() -> None:
     root = pathlib.Path(suite.__file__).parents[1]
     command = [sys.executable, "-m", "benchmarks", "start"]
-    process = subprocess.Popen(command, cwd=root, env=child_env(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=root, env=child_env(), stdout=subprocess.PIPE, text=True, preexec_fn=hear_sigint
+    )
+
+    def has_a_pool() -> bool:
+        assert process.poll() is None
+        return bool(list(SHARED_MEMORY.glob(mine)))
+
     mine = f"lmcache-bench-{process.pid}-*"
     try:
         assert process.stdout is not None
         assert "cores" in process.stdout.readline()
-        while not list(SHARED_MEMORY.glob(mine)):
-            assert process.poll() is None
+        wait_until(has_a_pool, 60)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.wait()

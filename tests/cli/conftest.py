@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,10 @@ import pytest
 
 from lmcache.cli.main import main
 from lmcache.testing.operator_api import FakeOperatorAPI
+from tests.server.conftest import start_server
+from tests.server.running import RunningServer, running_server
+
+__all__ = ["start_server"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,10 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOperatorAPI]:
     with FakeOperatorAPI() as fake:
         monkeypatch.setenv("LMCACHE_HTTP_URL", fake.url)
         yield fake
+
+
+@pytest.fixture(scope="module")
+def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
+    """A real one, for all tests of a module that leave it as it was."""
+    with running_server(make_pool_folder()) as running:
+        yield running

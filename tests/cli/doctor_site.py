@@ -19,7 +19,7 @@ ROOMY = Room(1 << 40, None)
 
 
 def host_of(version: str | None = "0.32.0+cpu", room: Room = ROOMY, root: pathlib.Path | None = None) -> Host:
-    return Host(lambda: version, root or pathlib.Path("/dev/shm"), lambda _: room, timeout_s=5.0)
+    return Host(lambda: version, root or pathlib.Path("/dev/shm"), lambda _: room, timeout_s=20.0)
 
 
 def transfer_of(connector: str, extra: dict[str, Any] | None = None, **fields: Any) -> str:

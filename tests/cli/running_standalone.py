@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import child_env
-from tests.server.running import free_port
+from lmcache.testing.ports import free_port
+from tests.conftest import child_env, hear_sigint
 
-_ANSWER_S = 30.0
+_ANSWER_S = 60.0
 
 
 class RunningStandalone:
@@ -33,6 +33,7 @@ class RunningStandalone:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "lmcache", "standalone", *flags],
             stdout=subprocess.PIPE, stderr=self._stderr, text=True, bufsize=1, env={**clean, **own, **environ},
+            preexec_fn=hear_sigint,
         )  # fmt: skip
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_S)
         self.url = f"http://127.0.0.1:{port}"

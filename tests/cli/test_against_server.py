@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.cli.conftest import Run
-from tests.server.conftest import StartServer, start_server
+from tests.server.conftest import StartServer
 from tests.server.running import RunningServer
 
-__all__ = ["start_server"]
-
 MOCK = '{"type": "mock", "max_size_gb": 0.01}'
-
-
-@pytest.fixture(scope="module")
-def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    running = RunningServer(make_pool_folder())
-    try:
-        running.wait_until_up()
-        yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 
 from lmcache.testing.http_fake import HTTPFake, Reply
 from lmcache.testing.operator_api import FakeOperatorAPI, OperatorState, make_key
+from lmcache.testing.ports import free_port
 from tests.cli.conftest import Run
-from tests.server.running import free_port
 
 
 @pytest.fixture(scope="module")

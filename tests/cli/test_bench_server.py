@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -19,12 +16,14 @@ from lmcache.cli.bench_server import measure as measuring
 from lmcache.cli.bench_server.report import RunFacts, RunReport
 from lmcache.cli.bench_server.run import STORED
 from lmcache.testing.operator_api import FakeOperatorAPI
+from lmcache.testing.waiting import wait_until
 from tests.cli.conftest import Run
-from tests.conftest import child_env
-from tests.server.conftest import StartServer, start_server
+from tests.conftest import child_env, hear_sigint
+from tests.server.conftest import StartServer
 from tests.server.running import RunningServer
 
-__all__ = ["start_server"]
+# Before the leak checks of each test look.
+pytestmark = pytest.mark.usefixtures("server")
 
 # 256 bytes a token: a request of 512 tokens is 128 KiB.
 SMALL = ["--layers", "2", "--kv-heads", "2", "--head-size", "16", "--tokens", "600", "--lookups", "5"]
@@ -35,23 +34,6 @@ def bench(server: RunningServer, *more: str) -> list[str]:
     return ["bench", "server", "--url", server.zmq_url, *SMALL, *more]
 
 
-@pytest.fixture(scope="module")
-def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    """For all that leaves it as it was."""
-    running = RunningServer(make_pool_folder())
-    try:
-        running.wait_until_up()
-        yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _started(server: RunningServer) -> None:
-    """Before the leak checks of each test look."""
-
-
 @pytest.fixture
 def fresh(start_server: StartServer) -> RunningServer:
     """With a pool that nobody wrote to yet."""
@@ -60,13 +42,15 @@ def fresh(start_server: StartServer) -> RunningServer:
     return running
 
 
+def is_alone(server: RunningServer) -> bool:
+    report = server.http.get("/status").json()
+    num_locked = report["storage_manager"]["l1_manager"]["read_locked_count"]
+    return not (report["registered_gpu_ids"] or report["active_sessions"] or num_locked)
+
+
 def wait_until_alone(server: RunningServer) -> None:
-    """Nobody is registered and no session is left."""
-    deadline = time.monotonic() + 10
-    while (report := server.http.get("/status").json())["registered_gpu_ids"] or report["active_sessions"]:
-        assert time.monotonic() < deadline, report
-        time.sleep(0.02)
-    assert report["storage_manager"]["l1_manager"]["read_locked_count"] == 0
+    """Nobody is registered, no session is left, and nothing is locked."""
+    wait_until(lambda: is_alone(server))
 
 
 class Flipper:
@@ -211,11 +195,6 @@ def num_objects(server: RunningServer) -> int:
     return server.http.get("/status").json()["storage_manager"]["l1_manager"]["total_object_count"]
 
 
-def hear_sigint() -> None:
-    """Whoever runs the tests in the background of a shell has them, and their children, ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start_long_run(server: RunningServer) -> subprocess.Popen[str]:
     """In a process of its own, registered and under way."""
     before = num_objects(server)
@@ -223,18 +202,19 @@ def start_long_run(server: RunningServer) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_env(), preexec_fn=hear_sigint
     )
-    deadline = time.monotonic() + 30
-    while num_objects(server) <= before:
+
+    def is_under_way() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return num_objects(server) > before
+
+    wait_until(is_under_way, 60)
     return process
 
 
 def test_interrupted_it_leaves_nothing(server: RunningServer) -> None:
     process = start_long_run(server)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, "", "")
     wait_until_alone(server)
 

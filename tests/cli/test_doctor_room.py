@@ -15,9 +15,9 @@ from lmcache.core.sizes import GIB, MIB
 from lmcache.memory.pool_files import Geometry, PoolFiles
 from lmcache.memory.room import Room
 from lmcache.server.pools import occupied_bytes
+from lmcache.testing.ports import free_port
 from tests.cli.doctor_site import IN_PROCESS, findings_of, host_of, only, serve, transfer_of
 from tests.conftest import StartChild
-from tests.server.running import free_port
 
 WORDS = serve(transfer_of(IN_PROCESS, {"lmcache.max_local_cpu_size": 1}))
 # Enough for the pool of one rank with its index, not for two.
@@ -40,29 +40,28 @@ def no_settings_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_pool_for_every_rank_of_every_engine() -> None:
-    assert findings_of(WORDS, host=host_of(room=ONE_POOL)) == []
-    assert findings_of([*WORDS, "-tp", "2"], host=host_of(room=Room(3 * GIB, None))) == []
+def test_a_pool_for_every_rank_of_every_engine(tmp_path: pathlib.Path) -> None:
+    one, three = (host_of(room=room, root=tmp_path) for room in (ONE_POOL, Room(3 * GIB, None)))
+    assert findings_of(WORDS, host=one) == []
+    assert findings_of([*WORDS, "-tp", "2"], host=three) == []
     for flags in (["-tp", "2"], ["-pp", "2"], ["-dp", "2"]):
-        found = only(
-            findings_of([*WORDS, *flags], host=host_of(room=ONE_POOL)), "error", "2 pools of max_local_cpu_size"
-        )
+        found = only(findings_of([*WORDS, *flags], host=one), "error", "2 pools of max_local_cpu_size")
         assert "set max_local_cpu_size to 0.5 or less" in found.remedy
 
 
-def test_the_limit_of_the_container_counts() -> None:
+def test_the_limit_of_the_container_counts(tmp_path: pathlib.Path) -> None:
     room = Room(100 * GIB, 512 * MIB)
-    only(findings_of(WORDS, host=host_of(room=room)), "error", "512 MiB are free")
+    only(findings_of(WORDS, host=host_of(room=room, root=tmp_path)), "error", "512 MiB are free")
 
 
-def test_what_is_reserved_is_not_free() -> None:
+def test_what_is_reserved_is_not_free(tmp_path: pathlib.Path) -> None:
     words = serve(transfer_of(IN_PROCESS, {"lmcache.max_local_cpu_size": 1, "lmcache.reserve_local_cpu_size": 0.5}))
-    only(findings_of(words, host=host_of(room=ONE_POOL)), "error", "no room in /dev/shm")
+    only(findings_of(words, host=host_of(room=ONE_POOL, root=tmp_path)), "error", f"no room in {tmp_path}")
 
 
-def test_no_pool_needs_no_room() -> None:
+def test_no_pool_needs_no_room(tmp_path: pathlib.Path) -> None:
     words = serve(transfer_of(IN_PROCESS, {"lmcache.max_local_cpu_size": 0}))
-    only(findings_of(words, host=host_of(room=Room(0, None))), "warning", "nothing is cached")
+    only(findings_of(words, host=host_of(room=Room(0, None), root=tmp_path)), "warning", "nothing is cached")
 
 
 def test_pools_that_dead_processes_left(tmp_path: pathlib.Path, start_child: StartChild) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 import socket
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,31 +15,17 @@ from lmcache.core.sizes import MIB
 from lmcache.integration.synthetic.engine import SyntheticConfig, SyntheticEngine
 from lmcache.integration.synthetic.shape import ModelShape
 from lmcache.memory.pool_files import Geometry, PoolFiles
+from lmcache.testing.ports import free_port
 from tests.cli.conftest import Run
 from tests.cli.doctor_site import SERVER, findings_of, host_of, only, serve, transfer_of
-from tests.server.conftest import StartServer, start_server
-from tests.server.running import RunningServer, free_port
+from tests.server.conftest import StartServer
+from tests.server.running import RunningServer
 
-__all__ = ["start_server"]
+# Before the leak checks of each test look.
+pytestmark = pytest.mark.usefixtures("server")
 
 SHAPE = ModelShape(2, 2, 16, "bfloat16")
 TOKEN = "secret-token-of-the-tests"
-
-
-@pytest.fixture(scope="module")
-def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    running = RunningServer(make_pool_folder())
-    try:
-        running.wait_until_up()
-        yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _started(server: RunningServer) -> None:
-    """Before the leak checks of each test look."""
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from lmcache.cli.main import main
-from tests.server.conftest import StartServer, start_server
-
-__all__ = ["start_server"]
+from tests.server.conftest import StartServer
 
 
 def listed(capsys: pytest.CaptureFixture[str], folder: pathlib.Path) -> dict[str, Any] | None:

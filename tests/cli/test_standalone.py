@@ -176,6 +176,22 @@ def test_the_garbage_collector_follows_its_setting(engine: RunningStandalone) ->
     assert (before, during) == ("True", "False")
 
 
+def test_scripts_find_the_parts_by_their_documented_names(engine: RunningStandalone) -> None:
+    def said(expression: str) -> str:
+        text = f"manager = app.state.lmcache_adapter\nresult = {expression}"
+        return engine.http.post("/run_script", files={"script": ("s.py", text.encode())}).text
+
+    info = engine.ask("GET", "/cache/kvcache/info")["layers"]
+    shapes = {name: tuple(layer["shape"]) for name, layer in info.items()}
+    assert said("{name: tensor.shape for name, tensor in manager.kv_caches.items()}") == str(shapes)
+    assert said("[manager.lookup_client, manager.lookup_server.name()]") == "[None, 'LMCacheLookupServer']"
+    assert said("manager.close_lookup()") == str({"old": "LMCacheLookupServer"})
+    assert said("manager.lookup_server") == "None"
+    assert said("manager.create_lookup()") == str({"new": "LMCacheLookupServer"})
+    assert said("manager.lmcache_engine.clear()") == "0"
+    assert said("[manager.get_inference_version(), manager.lmcache_engine_metadata.role]") == "[{}, 'worker']"
+
+
 def test_settings_change_over_http(engine: RunningStandalone) -> None:
     assert engine.ask("POST", "/conf", json={"min_retrieve_tokens": 7})["updated"] == {"min_retrieve_tokens": 7}
     assert engine.ask("GET", "/conf", params={"names": "min_retrieve_tokens"}) == {"min_retrieve_tokens": 7}

@@ -16,16 +16,18 @@ from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.embedded.routing import L1_BACKEND
 from lmcache.kv_copy.cpu import CpuCopier
 from lmcache.l2.registry import parse_adapter_object
+from lmcache.telemetry.periodic import PeriodicThread
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, CHUNK_BYTES, CHUNK_SIZE, PagedMemory, digest_of, make_layout
 
 ROOT = digest_of("root")
 NUM_BLOCKS = 64
-_PATIENCE_S = 20.0
+PATIENCE_S = 20.0
 
 
 def config_of(num_chunks: int = 8, **more: Any) -> EmbeddedConfig:
-    return EmbeddedConfig(chunk_size=CHUNK_SIZE, pool_bytes=num_chunks * CHUNK_BYTES, **more)
+    given = {"drain_timeout_s": PATIENCE_S} | more
+    return EmbeddedConfig(chunk_size=CHUNK_SIZE, pool_bytes=num_chunks * CHUNK_BYTES, **given)
 
 
 def backend(name: str, **settings: Any) -> Backend:
@@ -63,7 +65,9 @@ class Site:
         place = Rank("model", 2, rank, source_rank, make_layout(NUM_BLOCKS))
         self.engine = EmbeddedEngine(config, place, CpuCopier([self.memory.pages]), folder, clock, steps, meter=meter)
         self.engine.start()
-        self.engine.pool.wait_until_populated(_PATIENCE_S)
+        self.engine.pool.wait_until_populated(PATIENCE_S)
+        # A first run that comes late would do what a test lets happen later.
+        self.wait_until(lambda: all(thread.total_runs for thread in self.engine.threads.all()))
 
     def store(self, names: str, salt: str = "") -> str:
         """Compute these chunks and store them; the names of those that are new."""
@@ -92,12 +96,29 @@ class Site:
     def num_wrong(self, names: str, rows: Sequence[Sequence[int]]) -> int:
         return sum(self.memory.count_wrong(digest, row) for digest, row in zip(digests_of(names), rows, strict=True))
 
+    def loop(self, name: str) -> PeriodicThread:
+        """A controller's thread: `prefetch` or `store`."""
+        thread = self.engine.threads.get(f"lmcache-l2-{name}")
+        assert thread is not None
+        return thread
+
+    def settle(self) -> None:
+        """Who waits for a fetch is told a moment before the controller lets go of what it had locked for it."""
+        self.wait_until(lambda: self._is_settled)
+
+    @property
+    def _is_settled(self) -> bool:
+        report = self.engine.storage.prefetches.report()
+        return not report["submission_queue_size"] and not report["completed_results_count"]
+
     @property
     def num_locked(self) -> int:
+        self.settle()
         return int(self.engine.l1.report()["read_locked_count"])
 
     @property
     def num_objects(self) -> int:
+        self.settle()
         return int(self.engine.l1.report()["total_object_count"])
 
     def l1_order(self) -> tuple[list[bytes], list[bytes]]:
@@ -113,18 +134,18 @@ class Site:
         return ObjectKey(digest_of(name), "model", *self.engine.rank.rank_group)
 
     def clear_l1(self) -> None:
+        self.settle()
         self.engine.clear([L1_BACKEND])
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not is_so():
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
     def wait_until_stored(self) -> None:
         """Nothing is on its way to a tier."""
-        stores = self.engine.storage.stores
-        self.wait_until(lambda: not stores.num_pending + stores.num_inflight)
+        assert self.engine.storage.stores.wait_until_empty(PATIENCE_S)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tests.embedded.site import ROOT, Site, config_of, digests_of, opened
 
 @pytest.fixture
 def site(pool_folder: pathlib.Path, clock: FakeClock) -> Iterator[Site]:
-    with opened(pool_folder, config_of(8, lock_ttl_s=60.0), clock=clock) as found:
+    with opened(pool_folder, config_of(8, lock_ttl_s=60.0, lock_check_interval_s=3600.0), clock=clock) as found:
         yield found
 
 

@@ -12,7 +12,7 @@ from lmcache.embedded.config import Backend
 from lmcache.errors import ConfigError, LMCacheError
 from lmcache.storage.breaker import BreakerConfig, BreakerState
 from tests.conftest import FakeClock, new_pool_folder
-from tests.embedded.site import L1_BACKEND, backend, config_of, opened
+from tests.embedded.site import L1_BACKEND, PATIENCE_S, backend, config_of, opened
 from tests.embedded.tiers import DISK, REMOTE, adapter_of, disk, held_by, memory
 
 
@@ -37,7 +37,7 @@ def test_the_first_in_the_order_of_search_is_loaded_from(pool_folder: pathlib.Pa
         site.wait_until(lambda: held_by(site, DISK) == "a")
         site.clear_l1()
         adapter_of(site, REMOTE).load = None  # type: ignore[method-assign, assignment]
-        assert site.lookup("a", wait_s=10.0) == 1
+        assert site.lookup("a", wait_s=PATIENCE_S) == 1
 
 
 def test_a_closed_backend_is_used_no_more_and_comes_back(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -46,12 +46,12 @@ def test_a_closed_backend_is_used_no_more_and_comes_back(pool_folder: pathlib.Pa
         site.wait_until_stored()
         site.engine.close_backend(DISK)
         site.clear_l1()
-        assert site.lookup("ab", wait_s=10.0) == 0
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 0
         assert site.store("c") == "c"
         assert len(list(tmp_path.rglob("*.data"))) == 2
         site.engine.create_backends()
         site.wait_until(lambda: held_by(site, DISK) == "ab")
-        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
 
 
 def test_limits_of_failures_are_read_when_a_tier_is_opened(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -207,7 +207,8 @@ def test_a_rank_that_does_not_write_a_tier_does_not_clear_it(tmp_path: pathlib.P
         site.store("ab")
         site.wait_until_stored()
     with opened(new_pool_folder(), config, rank=1, source_rank=0) as site:
-        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
         assert site.retrieve("ab") == ""
+        site.settle()
         assert site.engine.clear() == 2
         assert held_by(site, DISK) == "ab"

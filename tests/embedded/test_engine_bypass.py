@@ -43,7 +43,7 @@ def test_stores_that_wait_already_are_not_written_there(pool_folder: pathlib.Pat
         held = held_by(site, REMOTE)
         assert len(held) <= 4  # as many as there are threads
         site.engine.bypass(REMOTE, False)
-        site.engine.storage._loops.store.wake()
+        site.loop("store").wake()
         site.wait_until_stored()
         assert held_by(site, REMOTE) == held
         assert site.num_objects == 16

@@ -138,7 +138,7 @@ def test_what_waits_for_a_tier_waits_on(pool_folder: pathlib.Path) -> None:
 
 def wait_for_a_round_of_stores(site: Site) -> None:
     """One that began after this call, or later."""
-    thread = site.engine.storage._loops.store
+    thread = site.loop("store")
     for num_runs in (thread.total_runs + 1, thread.total_runs + 2):
         thread.wake()
         site.wait_until(lambda: thread.total_runs >= num_runs)  # noqa: B023

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +13,19 @@ import pytest
 from lmcache.embedded.fetching import Wanted
 from lmcache.embedded.jobs import Prompt, RetrieveJob, RetrievePart, StoreJob
 from lmcache.testing.paged_memory import content_of, digest_of
-from tests.embedded.site import L1_BACKEND, ROOT, Site, blocks_of, config_of, digests_of, opened, prompt_of
-from tests.embedded.tiers import REMOTE, Gate, memory, slow
+from tests.conftest import FakeClock
+from tests.embedded.site import (
+    L1_BACKEND,
+    PATIENCE_S,
+    ROOT,
+    Site,
+    blocks_of,
+    config_of,
+    digests_of,
+    opened,
+    prompt_of,
+)  # fmt: skip
+from tests.embedded.tiers import REMOTE, Gate, memory
 
 
 def test_a_load_fetches_what_l1_does_not_have(pool_folder: pathlib.Path) -> None:
@@ -44,14 +55,15 @@ def test_what_is_fetched_passes_where_l1_keeps_nothing(pool_folder: pathlib.Path
 
 
 def test_a_tier_that_is_too_slow_is_a_miss(pool_folder: pathlib.Path) -> None:
-    with opened(pool_folder, config_of(backends=(slow("load", 3.0),), blocking_timeout_s=0.05)) as site:
+    with opened(pool_folder, config_of(backends=(memory(),), blocking_timeout_s=0.05)) as site:
         site.store("ab")
         site.wait_until_stored()
         site.engine.l1.delete_keys([site.key("b")], force=False)
-        begun_s = time.monotonic()
+        gate = Gate(site, REMOTE, "load")
         assert site.retrieve("ab") == "it was evicted or cleared"
-        assert time.monotonic() - begun_s < 3.0
         assert site.num_locked == 0
+        assert not gate.was_passed
+        gate.open()
         site.engine.follow(dataclasses.replace(site.engine.config, blocking_timeout_s=20.0))
         assert site.retrieve("ab") == ""
 
@@ -79,23 +91,24 @@ def test_an_object_of_another_size_is_in_nobodys_way_for_long(pool_folder: pathl
         assert site.lookup("ab") == 1
         assert site.retrieve("a") == "its place does not fit this engine"
         assert site.num_locked == 0
-        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
         assert site.retrieve("ab") == ""
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
-def test_loads_of_one_step_wait_for_tiers_together(pool_folder: pathlib.Path, layerwise: bool) -> None:
+def test_loads_of_one_step_wait_for_tiers_together(
+    pool_folder: pathlib.Path, clock: FakeClock, layerwise: bool
+) -> None:
     """However many they are, a tier that hangs costs a step its time once."""
-    with opened(pool_folder, config_of(backends=(slow("load", 2.0),), blocking_timeout_s=0.1)) as site:
+    with opened(pool_folder, config_of(backends=(memory(),), blocking_timeout_s=0.1), clock=clock) as site:
         site.store("abc")
         site.wait_until_stored()
         site.clear_l1()
-        asked: list[list[bytes]] = []
-        fetch = site.engine._fetcher.fetch
+        asked_s: list[float] = []
 
-        def fetch_and_note(wanted: Wanted, *more: Any) -> Any:
-            asked.append(wanted.digests)
-            return fetch(wanted, *more)
+        def fetch_in_vain(_: Wanted, wait_s: float, *more: Any) -> None:
+            asked_s.append(wait_s)
+            clock.advance(wait_s)
 
         def load(name: str) -> str:
             if not layerwise:
@@ -103,13 +116,13 @@ def test_loads_of_one_step_wait_for_tiers_together(pool_folder: pathlib.Path, la
             part = RetrievePart(digest_of(name), 0, blocks_of(0))
             return site.engine.begin_retrieve(RetrieveJob(name, ROOT, "", (part,))).end(False)
 
-        site.engine._fetcher.fetch = fetch_and_note  # type: ignore[method-assign, assignment]
+        site.engine._fetcher.fetch = fetch_in_vain  # type: ignore[method-assign, assignment]
         site.engine.begin_step()
         assert all(load(name) for name in "abc")
-        assert len(asked) == 1
+        assert asked_s == [pytest.approx(0.1)]
         site.engine.begin_step()
         assert load("b")
-        assert len(asked) == 2
+        assert asked_s == [pytest.approx(0.1)] * 2
         assert site.num_locked == 0
 
 
@@ -139,12 +152,16 @@ def test_a_chunk_that_is_not_whole_comes_back(pool_folder: pathlib.Path, is_read
 
 
 class Answers:
-    def __init__(self) -> None:
+    """`on_answer` is called with each."""
+
+    def __init__(self, on_answer: Callable[[], object] = lambda: None) -> None:
         self.found: list[int] = []
         self.come = threading.Event()
+        self._on_answer = on_answer
 
     def __call__(self, num_chunks: int) -> None:
         self.found.append(num_chunks)
+        self._on_answer()
         self.come.set()
 
 
@@ -166,7 +183,7 @@ def test_a_later_lookup_is_answered_once(pool_folder: pathlib.Path) -> None:
         answers = asked_later(site, "abcd", 10.0)
         assert answers.found == []
         gate.open()
-        assert answers.come.wait(20.0)
+        assert answers.come.wait(PATIENCE_S)
         assert answers.found == [3]
         assert site.retrieve("abc") == ""
         assert site.num_locked == 0
@@ -179,7 +196,7 @@ def test_a_later_lookup_ends_by_itself(pool_folder: pathlib.Path) -> None:
         site.engine.l1.delete_keys([site.key("b")], force=False)
         gate = Gate(site, REMOTE, "lookup")
         answers = asked_later(site, "ab", 0.05)
-        assert answers.come.wait(20.0)
+        assert answers.come.wait(PATIENCE_S)
         assert answers.found == [1]
         gate.open()
 
@@ -191,7 +208,7 @@ def test_release_ends_a_lookup_under_way(pool_folder: pathlib.Path) -> None:
         site.clear_l1()
         gate = Gate(site, REMOTE, "load")
         answers = asked_later(site, "ab", 20.0)
-        assert gate.is_reached.wait(20.0)
+        assert gate.is_reached.wait(PATIENCE_S)
         site.engine.release(["lookup"])
         assert answers.found == [0]
         gate.open()
@@ -206,9 +223,9 @@ def test_close_answers_whoever_waits(pool_folder: pathlib.Path) -> None:
     site.wait_until_stored()
     site.clear_l1()
     gate = Gate(site, REMOTE, "lookup")
-    answers = asked_later(site, "ab", 60.0)
-    assert gate.is_reached.wait(20.0)
-    threading.Timer(0.2, gate.open).start()
+    answers = Answers(gate.open)  # before that, the tier could not be closed
+    site.engine.lookup_later("lookup", prompt_of("ab"), 60.0, answers)
+    assert gate.is_reached.wait(PATIENCE_S)
     site.engine.close()
     assert answers.found == [0]
     assert asked_later(site, "ab", 0.0, "bad salt").found == [0]

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from tests.conftest import FakeClock
-from tests.embedded.site import backend, config_of, opened
+from tests.embedded.site import PATIENCE_S, backend, config_of, opened
 from tests.embedded.test_metrics import make, shown
 from tests.embedded.tiers import disk
 
@@ -39,7 +39,7 @@ def test_evictions_for_what_comes_from_tiers_are_counted(pool_folder: pathlib.Pa
         site.store("cdef")
         site.wait_until_stored()
         assert shown(meter)["local_cpu_evict_keys_count_total"] == 2
-        assert site.lookup("ab", wait_s=5.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
         assert shown(meter)["local_cpu_evict_keys_count_total"] == 4
 
 
@@ -86,7 +86,7 @@ def test_remote_tiers_are_counted_and_the_disk_is_not(pool_folder: pathlib.Path,
         assert shown(meter)["num_remote_write_requests_total"] == 4
         site.engine.close_backend("LocalDiskBackend")
         site.engine.clear(("LocalCPUBackend",))
-        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
         found = shown(meter)
         assert (found["num_remote_read_requests_total"], found["num_remote_read_bytes_total"]) == (2, num_bytes)
         assert (found["remote_time_to_get_count"], found["remote_time_to_put_count"]) == (2, 4)

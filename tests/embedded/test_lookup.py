@@ -119,7 +119,7 @@ def test_server_that_was_replaced_while_nobody_asked_costs_nothing(ranks: Ranks)
     """Once the connection is there again, which takes as long as it takes."""
     ranks.start(0, 1)
     found = []
-    for pause_s in (0.05, 0.2, 1.0, 5.0):
+    for pause_s in (0.05, 0.2, 1.0, 5.0, 20.0):
         wait_until_found(ranks, 3)
         ranks.servers[1].close()
         ranks.start(1)
@@ -132,11 +132,11 @@ def test_server_that_was_replaced_while_nobody_asked_costs_nothing(ranks: Ranks)
 
 def test_deadline_is_that_of_now(ranks: Ranks) -> None:
     ranks.start(0, 1)
-    ranks.set_timeout_ms(1000)
+    ranks.set_timeout_ms(40_000)
     look_up(ranks.client, "first", prompt_of("a"))
-    ranks.set_timeout_ms(500)
+    ranks.set_timeout_ms(20_000)
     look_up(ranks.client, "second", prompt_of("a"))
-    assert [wait_s for _, _, wait_s in ranks.targets[0].asked] == [0.8, 0.4]
+    assert [wait_s for _, _, wait_s in ranks.targets[0].asked] == [32, 16]
 
 
 def test_servers_may_change_their_kind_under_a_client(ranks: Ranks) -> None:

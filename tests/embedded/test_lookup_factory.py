@@ -1,4 +1,4 @@
-"""Which client and server a configuration asks for, and what the clients around others and the bypass answer."""
+"""Which client and server a configuration asks for, and what the bypass answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from lmcache.embedded.jobs import Prompt
 from lmcache.embedded.lookup.address import LookupAddress
 from lmcache.embedded.lookup.bypass_client import LMCacheBypassLookupClient
 from lmcache.embedded.lookup.factory import LookupClientFactory
-from lmcache.embedded.lookup.hit_limit_client import HitLimitLookupClient
 from lmcache.errors import BackendError, ConfigError
 from lmcache.testing.paged_memory import make_layout
 from tests.conftest import FakeClock
 from tests.embedded.lookup_site import Rank
-from tests.embedded.site import ROOT, digests_of, prompt_of
+from tests.embedded.site import prompt_of
 
 
 class Tiers:
@@ -152,40 +151,6 @@ def test_client_that_cannot_be_wrapped_is_closed(factories: Factories, monkeypat
     with pytest.raises(ConfigError, match="no such folder"):
         factory.create_lookup_client()
     assert factories.opened[0].is_closed
-
-
-@pytest.mark.parametrize(
-    ("found", "ratio", "limited"),
-    [
-        (10, None, 10), (10, 0.0, 10), (10, 1.0, 0), (0, 0.5, 0), (5, 0.5, 5), (6, 0.5, 5), (10, 0.45, 5),
-        (10, 0.9, 1), (10, 0.7, 3), (3, 0.7, 3), (10, 0.999, 0), (None, 0.5, None),
-    ],
-)  # fmt: skip
-def test_hits_are_limited_to_a_share_of_the_prompt(found: int | None, ratio: float | None, limited: int | None) -> None:
-    inner = Inner()
-    inner.found = found
-    client = HitLimitLookupClient(inner, lambda: ratio)
-    assert client.lookup("request", prompt_of("abcdefghij")) == limited
-
-
-def test_tail_of_a_prompt_does_not_let_the_limit_grow() -> None:
-    inner, ratio = Inner(), 0.5
-    client = HitLimitLookupClient(inner, lambda: ratio)
-    prompt = Prompt(ROOT, "", digests_of("abcd"), tail_blocks=1)
-    inner.found = 4
-    assert client.lookup("request", prompt) == 1
-    ratio = 0.0
-    assert client.lookup("request", prompt) == 4
-
-
-def test_limit_passes_all_else_on() -> None:
-    inner = Inner()
-    client = HitLimitLookupClient(inner, lambda: 0.5)
-    inner.known = [make_layout(3)]
-    assert client.layouts() == inner.known
-    client.forget("request")
-    client.close()
-    assert (inner.forgotten, inner.is_closed, client.name()) == (["request"], True, "HitLimitLookupClient(Inner)")
 
 
 class Bypass:

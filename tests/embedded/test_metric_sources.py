@@ -11,7 +11,7 @@ from lmcache.embedded.engine import EmbeddedEngine
 from lmcache.embedded.metric_sources import watch_engine
 from lmcache.embedded.metric_tiers import watch_tier
 from lmcache.embedded.metrics import EmbeddedMetrics
-from tests.embedded.site import Site, backend, config_of, opened
+from tests.embedded.site import PATIENCE_S, Site, backend, config_of, opened
 from tests.embedded.test_metrics import make, shown
 
 
@@ -93,7 +93,7 @@ def test_a_tier_tells_what_came_and_went(site: Site) -> None:
     for name in ("LocalDiskBackend", "RemoteBackend"):
         site.engine.close_backend(name)
     site.engine.clear(("LocalCPUBackend",))
-    assert site.lookup("abc", wait_s=10.0) == 3
+    assert site.lookup("abc", wait_s=PATIENCE_S) == 3
     found = shown(metrics)
     assert (found["num_remote_read_requests_total"], found["num_remote_read_bytes_total"]) == (3, num_bytes)
     assert found["remote_time_to_get_count"] == 3

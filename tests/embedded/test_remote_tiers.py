@@ -15,7 +15,7 @@ from lmcache.embedded.tier_engine import TierEngine
 from lmcache.integration.vllm.embedded_settings import embedded_config
 from lmcache.testing.redis_server import RedisServer
 from lmcache.testing.s3_servers import ACCESS_KEY_ID, BUCKET, REGION, SECRET_ACCESS_KEY, MotoServer
-from tests.embedded.site import CHUNK_SIZE, config_of, opened, prompt_of
+from tests.embedded.site import CHUNK_SIZE, PATIENCE_S, config_of, opened, prompt_of
 from tests.l2.redis_servers import need_redis_server
 
 
@@ -65,9 +65,9 @@ def test_what_one_engine_stored_another_finds(settings: tuple[str, dict[str, Any
         assert first.engine.usage()[name] > 0
         rank_group = first.engine.rank.rank_group
     with opened(pool_folder, wanted) as second:
-        assert second.lookup("abcd", wait_s=20.0, salt="tenant") == 3
+        assert second.lookup("abcd", wait_s=PATIENCE_S, salt="tenant") == 3
         assert second.retrieve("abc", salt="tenant") == ""
-        assert second.lookup("a", wait_s=20.0) == 0
+        assert second.lookup("a", wait_s=PATIENCE_S) == 0
     scheduler = TierEngine([wanted], "model", [rank_group])
     scheduler.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,8 +13,8 @@ from lmcache.embedded.config import EmbeddedConfig
 from lmcache.embedded.tier_engine import TierEngine
 from lmcache.errors import KeyFormatError, LMCacheError, UnknownBackendError
 from tests.conftest import new_pool_folder
-from tests.embedded.site import Site, backend, config_of, opened, prompt_of
-from tests.embedded.tiers import DISK, REMOTE, disk, memory, slow
+from tests.embedded.site import PATIENCE_S, Site, backend, config_of, opened, prompt_of
+from tests.embedded.tiers import DISK, REMOTE, Gate, disk, memory
 
 RANKS = [(make_kv_rank(2, rank, 2, rank), 0) for rank in range(2)]
 
@@ -57,18 +56,18 @@ def store(workers: list[Site], names: str) -> None:
 
 
 def test_counts_what_every_rank_has_in_some_tier(workers: list[Site], engine: TierEngine) -> None:
-    assert engine.count_leading(prompt_of("ab"), 5.0) == 0
+    assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 0
     store(workers, "abcdefgh")
     store(workers[:1], "i")
-    assert engine.count_leading(prompt_of("abcdefghij"), 5.0) == 8
-    assert engine.count_leading(prompt_of("xab"), 5.0) == 0
-    assert engine.count_leading(prompt_of(""), 5.0) == 0
+    assert engine.count_leading(prompt_of("abcdefghij"), PATIENCE_S) == 8
+    assert engine.count_leading(prompt_of("xab"), PATIENCE_S) == 0
+    assert engine.count_leading(prompt_of(""), PATIENCE_S) == 0
     workers[1].engine.clear([REMOTE])
-    assert engine.count_leading(prompt_of("abcdefghij"), 5.0) == 8
+    assert engine.count_leading(prompt_of("abcdefghij"), PATIENCE_S) == 8
     workers[1].engine.clear([DISK])
-    assert engine.count_leading(prompt_of("abcdefghij"), 5.0) == 0
+    assert engine.count_leading(prompt_of("abcdefghij"), PATIENCE_S) == 0
     with pytest.raises(KeyFormatError):
-        engine.count_leading(prompt_of("a", salt="a@b"), 5.0)
+        engine.count_leading(prompt_of("a", salt="a@b"), PATIENCE_S)
 
 
 def test_tiers_that_are_the_same_are_opened_once(engine: TierEngine) -> None:
@@ -93,17 +92,17 @@ def test_it_is_none_of_the_folders_servers(
 def test_operators_take_backends_out(workers: list[Site], engine: TierEngine) -> None:
     store(workers, "abc")
     engine.bypass(DISK, True)
-    assert engine.count_leading(prompt_of("abc"), 5.0) == 3
+    assert engine.count_leading(prompt_of("abc"), PATIENCE_S) == 3
     engine.bypass(REMOTE, True)
-    assert engine.count_leading(prompt_of("abc"), 5.0) == 0
+    assert engine.count_leading(prompt_of("abc"), PATIENCE_S) == 0
     engine.bypass(DISK, False)
-    assert engine.count_leading(prompt_of("abc"), 5.0) == 3
+    assert engine.count_leading(prompt_of("abc"), PATIENCE_S) == 3
     engine.freeze(True)
-    assert (engine.is_frozen, engine.count_leading(prompt_of("abc"), 5.0)) == (True, 0)
+    assert (engine.is_frozen, engine.count_leading(prompt_of("abc"), PATIENCE_S)) == (True, 0)
     engine.freeze(False)
     engine.close_backend(DISK)
     engine.bypass(REMOTE, False)
-    assert engine.count_leading(prompt_of("abc"), 5.0) == 3
+    assert engine.count_leading(prompt_of("abc"), PATIENCE_S) == 3
     assert engine.create_backends() == {DISK: "FSL2Adapter"}
     assert engine.recreate_backend(REMOTE) == {REMOTE: "FSL2Adapter"}
     with pytest.raises(UnknownBackendError, match="Available: \\['LocalDiskBackend', 'RemoteBackend'\\]"):
@@ -113,9 +112,9 @@ def test_operators_take_backends_out(workers: list[Site], engine: TierEngine) ->
 def test_clear_is_done_on_request(workers: list[Site], engine: TierEngine) -> None:
     store(workers, "ab")
     assert engine.clear([REMOTE]) == 4
-    assert engine.count_leading(prompt_of("ab"), 5.0) == 2
+    assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 2
     assert engine.clear() == 4
-    assert engine.count_leading(prompt_of("ab"), 5.0) == 0
+    assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 0
 
 
 def test_what_needs_pages_is_refused(engine: TierEngine) -> None:
@@ -130,13 +129,16 @@ def test_follows_locations_and_tiers(workers: list[Site], engine: TierEngine, fo
     store(workers, "ab")
     configs = [dataclasses.replace(config_for(folders, rank), retrieve_locations=("Nobody",)) for rank in range(2)]
     engine.follow(configs)
-    assert engine.count_leading(prompt_of("ab"), 5.0) == 0
+    assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 0
     engine.follow([config_of(backends=(disk(folders[2], REMOTE),))] * 2)
     assert list(engine.backends()) == [REMOTE]
-    assert engine.count_leading(prompt_of("ab"), 5.0) == 2
+    assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 2
 
 
-def test_a_folder_that_workers_make_later_is_found_then(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_workers_make_later_is_found_then(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcache.embedded.tier_engine.OPEN_PATIENCE_S", 0.01)
     config = config_of(backends=(disk(tmp_path / "later"),))
     engine = TierEngine([config], "model", RANKS[:1])
     engine.start()
@@ -149,12 +151,12 @@ def test_a_folder_that_workers_make_later_is_found_then(tmp_path: pathlib.Path) 
 
 
 def test_a_tier_that_is_slow_counts_as_empty() -> None:
-    delay_s = 3.0
-    engine = TierEngine([config_of(backends=(slow("lookup", delay_s), memory(DISK)))], "model", RANKS[:1])
+    engine = TierEngine([config_of(backends=(memory(), memory(DISK)))], "model", RANKS[:1])
     engine.start()
-    begun_s = time.monotonic()
+    gate = Gate(engine, REMOTE, "lookup")
     assert engine.count_leading(prompt_of("ab"), 0.05) == 0
-    assert time.monotonic() - begun_s < delay_s
+    assert not gate.was_passed
+    gate.open()
     engine.close()
 
 
@@ -170,8 +172,8 @@ def test_its_end_leaves_what_workers_keep_for_their_own_lifetime(
         store([site], "ab")
         engine = TierEngine([config], "model", RANKS[:1])
         engine.start()
-        assert engine.count_leading(prompt_of("ab"), 5.0) == 2
+        assert engine.count_leading(prompt_of("ab"), PATIENCE_S) == 2
         engine.close()
         site.clear_l1()
-        assert site.lookup("ab", wait_s=10.0) == 2
+        assert site.lookup("ab", wait_s=PATIENCE_S) == 2
     assert not list(tmp_path.rglob("*.data"))

@@ -205,9 +205,16 @@ def test_step_that_is_not_wanted_any_more_ends_at_once(site: Site, thread: Layer
     loads = LayerLoads([slow], NUM_LAYERS, _PATIENCE_S)
     thread.start(loads)
     assert slow.is_stuck.wait(_PATIENCE_S)
-    threading.Timer(0.05, slow.may_go.set).start()
+
+    def let_go_once_it_is_given_up() -> None:
+        site.wait_until(lambda: loads._is_cancelled)
+        slow.may_go.set()
+
+    letting_go = threading.Thread(target=let_go_once_it_is_given_up)
+    letting_go.start()
     assert loads.end(is_wanted=False) == ["it was not whole when its step ended"]
     assert slow.copied == [0]
+    letting_go.join()
 
 
 def test_copy_that_raises_fails_its_load_alone(

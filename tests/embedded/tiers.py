@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pathlib
 import threading
-from collections.abc import Sequence
 
-from lmcache.core.keys import ObjectKey
 from lmcache.embedded.config import Backend
+from lmcache.embedded.tier_engine import TierEngine
 from lmcache.l2.base import L2Adapter
 from lmcache.testing.paged_memory import digest_of
-from tests.embedded.site import Site, backend
+from tests.conftest import FakeClock
+from tests.embedded.site import PATIENCE_S, Site, backend
 
 DISK, REMOTE = "LocalDiskBackend", "RemoteBackend"
 
@@ -30,8 +30,9 @@ def slow(operation: str, delay_s: float, name: str = REMOTE) -> Backend:
     )  # fmt: skip
 
 
-def adapter_of(site: Site, name: str) -> L2Adapter:
-    return site.engine._backends.tiers(name)[0][1].adapter
+def adapter_of(owner: Site | TierEngine, name: str) -> L2Adapter:
+    engine = owner.engine if isinstance(owner, Site) else owner
+    return engine._backends.tiers(name)[0][1].adapter
 
 
 def held_by(site: Site, name: str) -> str:
@@ -42,17 +43,20 @@ def held_by(site: Site, name: str) -> str:
 
 
 class Gate:
-    """Makes one method of an adapter wait until the gate is opened."""
+    """Makes one method of an adapter wait until the gate is opened. `was_passed`: some call of it went on."""
 
-    def __init__(self, site: Site, name: str, method: str) -> None:
+    def __init__(self, owner: Site | TierEngine, name: str, method: str) -> None:
         self.is_reached = threading.Event()
+        self.was_passed = False
         self._may_pass = threading.Event()
-        adapter = adapter_of(site, name)
+        adapter = adapter_of(owner, name)
         inside = getattr(adapter, method)
 
         def wait_and_call(*args: object) -> object:
             self.is_reached.set()
-            assert self._may_pass.wait(20.0)
+            is_open = self._may_pass.wait(PATIENCE_S)
+            self.was_passed = True
+            assert is_open
             return inside(*args)
 
         setattr(adapter, method, wait_and_call)
@@ -61,5 +65,13 @@ class Gate:
         self._may_pass.set()
 
 
-def hashes(keys: Sequence[ObjectKey]) -> set[bytes]:
-    return {key.chunk_hash for key in keys}
+def look_up_in_vain(site: Site, names: str, gate: Gate, clock: FakeClock) -> None:
+    """The time that a lookup has, by the engine's clock, is over while what it wants is held up at the gate."""
+    found: list[int] = []
+    asking = threading.Thread(target=lambda: found.append(site.lookup(names, wait_s=PATIENCE_S)))
+    asking.start()
+    assert gate.is_reached.wait(PATIENCE_S)
+    clock.advance(PATIENCE_S)
+    site.loop("prefetch").wake()
+    asking.join()
+    assert found == [0]

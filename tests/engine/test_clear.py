@@ -5,14 +5,37 @@ from __future__ import annotations
 import pathlib
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from lmcache.engine import cache_server
 from lmcache.l1 import clearing
+from lmcache.testing.waiting import PATIENCE_S
 from tests.engine.conftest import DIGESTS, Harness
 
 NUM_OBJECTS = 12
+
+
+class Pauses:
+    """The pauses between slices of a clear: each is told, and lasts until the test lets it end."""
+
+    def __init__(self) -> None:
+        self._begun = threading.Semaphore(0)
+        self._may_end = threading.Semaphore(0)
+
+    def sleep(self, _: float) -> None:
+        self._begun.release()
+        assert self._may_end.acquire(timeout=2 * PATIENCE_S)
+
+    def wait_for_one(self) -> None:
+        assert self._begun.acquire(timeout=PATIENCE_S)
+
+    def end_one(self) -> None:
+        self._may_end.release()
+
+    def end_all(self) -> None:
+        self._may_end.release(1000)
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +44,25 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_server, "_CLEAR_PAUSE_S", 0.01)
 
 
-def test_requests_are_served_between_slices(joined: Harness) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    pauses = Pauses()
+    monkeypatch.setattr(cache_server, "time", SimpleNamespace(sleep=pauses.sleep))
+    return pauses
+
+
+def test_requests_are_served_between_slices(joined: Harness, pauses: Pauses) -> None:
     joined.store(DIGESTS[:NUM_OBJECTS])
     clearing_thread = threading.Thread(target=joined.engine.clear)
-    seen = set()
     clearing_thread.start()
-    while clearing_thread.is_alive():
-        with joined.engine.mutex:
-            seen.add(joined.l1_report["total_object_count"])
+    for num_removed in range(1, NUM_OBJECTS + 1):
+        pauses.wait_for_one()
+        assert joined.engine.mutex.acquire(timeout=PATIENCE_S), "held from the first object to the last"
+        assert joined.l1_report["total_object_count"] == NUM_OBJECTS - num_removed
+        joined.engine.mutex.release()
+        pauses.end_one()
+    pauses.end_all()
     clearing_thread.join()
-    assert seen - {0, NUM_OBJECTS}, "the mutex was held from the first object to the last"
     assert joined.l1_report["total_object_count"] == 0
 
 
@@ -46,14 +78,18 @@ def test_clears_follow_each_other(joined: Harness) -> None:
     assert joined.engine.metrics.l1_evicted.value("") == NUM_OBJECTS
 
 
-def test_a_pool_that_vanishes_meanwhile_ends_a_clear(joined: Harness) -> None:
+def test_a_pool_that_vanishes_meanwhile_ends_a_clear(joined: Harness, pauses: Pauses) -> None:
     joined.store(DIGESTS[:NUM_OBJECTS])
     folder = joined.engine.pool.files.folder
-    thread = threading.Thread(target=joined.engine.clear)
+    counts: list[int] = []
+    thread = threading.Thread(target=lambda: counts.append(joined.engine.clear()))
     thread.start()
+    pauses.wait_for_one()
     shutil.rmtree(folder)
     joined.engine.reap_cycle()
+    pauses.end_all()
     thread.join()
+    assert counts == [1], "what was removed before"
     joined.engine.pool.wait_until_populated(30)
     assert joined.l1_report["total_object_count"] == 0
     assert pathlib.Path(folder).exists()

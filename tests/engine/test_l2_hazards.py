@@ -13,8 +13,9 @@ import pytest
 from lmcache.errors import PoolError
 from lmcache.protocol import messages as m
 from lmcache.storage.prefetch_controller import PrefetchConfig
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.engine.conftest import CHUNK_SIZE
-from tests.engine.tiered import MEMORY, OpenTiered, Tiered, tiered_engines, wait_until
+from tests.engine.tiered import MEMORY, OpenTiered, Tiered, tiered_engines
 
 DIGESTS = [bytes([number]) * 32 for number in range(1, 9)]
 
@@ -108,7 +109,7 @@ def test_a_status_waits_for_an_adapter_without_holding_up_requests(open_tiered: 
 
     def report() -> dict[str, object]:
         asked.set()
-        go_on.wait(10)
+        go_on.wait(2 * PATIENCE_S)
         return {}
 
     adapter.report_status = report  # type: ignore[method-assign]
@@ -116,7 +117,7 @@ def test_a_status_waits_for_an_adapter_without_holding_up_requests(open_tiered: 
     status.start()
     try:
         assert asked.wait(10)
-        assert tiered.engine.mutex.acquire(timeout=2), "requests wait for an adapter"
+        assert tiered.engine.mutex.acquire(timeout=PATIENCE_S), "requests wait for an adapter"
         tiered.engine.mutex.release()
     finally:
         go_on.set()
@@ -147,23 +148,14 @@ def test_the_bytes_of_a_lost_pool_are_not_those_of_the_next(open_tiered: OpenTie
 def test_what_a_lost_pool_held_is_not_stored(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     tier = tiered.engine.storage.tiers()[0]
-    blocked, go_on = threading.Event(), threading.Event()
-    write = tier.adapter._write  # type: ignore[attr-defined]
-
-    def slow(*args: object) -> int:
-        blocked.set()
-        go_on.wait(10)
-        return int(write(*args))
-
-    tier.adapter._write = slow  # type: ignore[attr-defined]
+    writes = tiered.hold("_write")
     for digest in DIGESTS[:6]:
         tiered.write([digest])
     stores = tiered.engine.storage.stores
-    assert blocked.wait(10)
     # An eighth of the pool may be on its way: two objects of sixteen.
-    wait_until(lambda: (stores.num_inflight, stores.num_pending) == (2, 4))
+    wait_until(lambda: len(writes.begun) == 2 and (stores.num_inflight, stores.num_pending) == (2, 4))
     lose_pool(tiered)
-    go_on.set()
+    writes.let_go()
     wait_until(lambda: not stores.num_pending + stores.num_inflight)
     assert tier.adapter.num_objects == 2, "what was on its way may end, what waited is gone"
 
@@ -213,31 +205,27 @@ def test_a_lookup_that_ran_out_of_time_leaves_no_lease(open_tiered: OpenTiered) 
         tiered.wait_until_stored(2, number)
     tiered.engine.clear()
     quick, slow = (tier.adapter for tier in tiered.engine.storage.tiers())
-    go_on = threading.Event()
-    lookup = slow.lookup
-    slow.lookup = lambda keys: lookup(keys) if go_on.wait(10) else []  # type: ignore[method-assign, assignment]
-    try:
-        assert tiered.ask(DIGESTS[:2], wait_s=0.05) == m.Found(0, b"")
-        wait_until(lambda: quick.index.num_leased == 0)  # type: ignore[attr-defined]
-    finally:
-        go_on.set()
-    wait_until(lambda: slow.index.num_leased == 0)  # type: ignore[attr-defined]
+    lookups = tiered.hold("lookup", adapter=1)
+    replies: list[m.Reply] = []
+    assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 60.0), replies) is None
+    wait_until(lambda: bool(lookups.begun) and quick.index.num_leased == 2)  # type: ignore[attr-defined]
+    tiered.clock.advance(60.0)
+    wait_until(lambda: bool(replies))
+    assert replies == [m.Found(0, b"")]
+    wait_until(lambda: quick.index.num_leased == 0)  # type: ignore[attr-defined]
+    lookups.let_go()
+    wait_until(lambda: tiered.engine.storage.tiers()[1].inflight() == (0, 0, 0))
+    assert slow.index.num_leased == 0  # type: ignore[attr-defined]
 
 
 def test_a_lookup_is_answered_when_its_time_is_over_and_not_a_cycle_later(
     open_tiered: OpenTiered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client takes a server for gone that is late by more than its patience."""
-    monkeypatch.setattr("lmcache.storage.manager._CONTROLLER_INTERVAL_S", 3600.0)
+    monkeypatch.setattr("lmcache.storage.loops._INTERVAL_S", 3600.0)
     tiered = stored_in_l2(open_tiered)
-    go_on = threading.Event()
-    adapter = tiered.engine.storage.tiers()[0].adapter
-    lookup = adapter.lookup
-    adapter.lookup = lambda keys: lookup(keys) if go_on.wait(20) else []  # type: ignore[method-assign, assignment]
-    try:
-        assert tiered.ask(DIGESTS[:2], wait_s=0.3) == m.Found(0, b"")
-    finally:
-        go_on.set()
+    tiered.hold("lookup")
+    assert tiered.ask(DIGESTS[:2], wait_s=0.3) == m.Found(0, b"")
 
 
 def test_prefetches_that_a_silent_adapter_keeps_do_not_keep_others(
@@ -249,19 +237,14 @@ def test_prefetches_that_a_silent_adapter_keeps_do_not_keep_others(
     for number in (0, 1):
         tiered.wait_until_stored(2, number)
     tiered.engine.clear()
-    quick, silent = (tier.adapter for tier in tiered.engine.storage.tiers())
-    go_on = threading.Event()
-    lookup = silent.lookup
-    silent.lookup = lambda keys: lookup(keys) if go_on.wait(60) else []  # type: ignore[method-assign, assignment]
+    quick = tiered.engine.storage.tiers()[0].adapter
+    tiered.hold("lookup", adapter=1)
     only_silent = [key for key, _ in quick.list_l2_keys(None, 10, None).entries if key.chunk_hash == DIGESTS[0]]
     assert quick.delete(only_silent).deleted
-    try:
-        tiered.lookup(DIGESTS[:1], "ahead", lock=False)
-        answer = tiered.ask(DIGESTS[1:2], "now", wait_s=30.0)
-        assert isinstance(answer, m.Found)
-        tiered.assert_bytes(answer, DIGESTS[1:2])
-    finally:
-        go_on.set()
+    tiered.lookup(DIGESTS[:1], "ahead", lock=False)
+    answer = tiered.ask(DIGESTS[1:2], "now", wait_s=600.0)
+    assert isinstance(answer, m.Found)
+    tiered.assert_bytes(answer, DIGESTS[1:2])
 
 
 def test_a_lookup_does_not_wait_for_an_adapter_that_was_removed(open_tiered: OpenTiered) -> None:
@@ -270,20 +253,15 @@ def test_a_lookup_does_not_wait_for_an_adapter_that_was_removed(open_tiered: Ope
     for number in (0, 1):
         tiered.wait_until_stored(2, number)
     tiered.engine.clear()
-    silent = tiered.engine.storage.tiers()[0]
-    go_on = threading.Event()
-    silent.adapter.lookup = lambda keys: [False] * len(keys) if go_on.wait(60) else []  # type: ignore[method-assign]
+    silent, lookups = tiered.engine.storage.tiers()[0], tiered.hold("lookup")
     replies: list[m.Reply] = []
-    try:
-        assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 60.0), replies) is None
-        wait_until(lambda: silent.inflight()[1] == 1)
-        tiered.engine.storage.remove_adapter(silent.index, drain_timeout_s=0.05)
-        wait_until(lambda: bool(replies))
-        (answer,) = replies
-        assert isinstance(answer, m.Found)
-        tiered.assert_bytes(answer, DIGESTS[:2])
-    finally:
-        go_on.set()
+    assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 600.0), replies) is None
+    wait_until(lambda: bool(lookups.begun))
+    tiered.engine.storage.remove_adapter(silent.index, drain_timeout_s=0.05)
+    wait_until(lambda: bool(replies))
+    (answer,) = replies
+    assert isinstance(answer, m.Found)
+    tiered.assert_bytes(answer, DIGESTS[:2])
 
 
 def test_prefetches_ahead_of_requests_leave_room_in_the_pool(open_tiered: OpenTiered) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import pathlib
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-from lmcache.core.keys import ObjectKey
+from lmcache.l2.memory.adapter import MockL2Adapter
 from lmcache.protocol import messages as m
+from lmcache.protocol.blobs import split_places
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.engine.conftest import CHUNK_SIZE, UNIT_BYTES
-from tests.engine.tiered import OpenTiered, content, tiered_engines, wait_until
+from tests.engine.tiered import OpenTiered, Tiered, content, tiered_engines
 
 DIGESTS = [bytes([number]) * 32 for number in range(1, 9)]
 
@@ -21,6 +22,12 @@ DIGESTS = [bytes([number]) * 32 for number in range(1, 9)]
 def open_tiered(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
     with tiered_engines(pool_folder) as open_:
         yield open_
+
+
+def adapter_of(tiered: Tiered) -> MockL2Adapter:
+    adapter = tiered.engine.storage.tiers()[0].adapter
+    assert isinstance(adapter, MockL2Adapter)
+    return adapter
 
 
 def test_what_left_l1_comes_back_from_l2(open_tiered: OpenTiered) -> None:
@@ -32,6 +39,7 @@ def test_what_left_l1_comes_back_from_l2(open_tiered: OpenTiered) -> None:
     found = tiered.ask(DIGESTS[:6])
     assert isinstance(found, m.Found)
     tiered.assert_bytes(found, DIGESTS[:4])
+    tiered.wait_until_at_rest()
     report = tiered.l1_report
     assert (report["read_locked_count"], report["temporary_count"]) == (4, 4)
     tiered.end()
@@ -44,6 +52,7 @@ def test_a_retaining_policy_keeps_what_was_loaded(open_tiered: OpenTiered) -> No
     tiered.wait_until_stored(3)
     tiered.engine.clear()
     tiered.assert_bytes(tiered.ask(DIGESTS[:3]), DIGESTS[:3])  # type: ignore[arg-type]
+    tiered.wait_until_at_rest()
     tiered.end()
     assert tiered.l1_report["total_object_count"] == 3
     assert tiered.l1_report["read_locked_count"] == 0
@@ -103,30 +112,40 @@ def test_a_hint_brings_it_before_the_lookup(open_tiered: OpenTiered) -> None:
 
 
 def test_a_request_that_ends_meanwhile_is_answered_and_leaves_no_lock(open_tiered: OpenTiered) -> None:
-    slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
-    tiered = open_tiered(slow)
+    tiered = open_tiered()
     tiered.write(DIGESTS[:2])
     tiered.wait_until_stored(2)
     tiered.engine.clear()
+    loads = tiered.hold("load")
     replies: list[m.Reply] = []
     assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 60.0), replies) is None
+    wait_until(lambda: len(loads.begun) == 2)
     with tiered.engine.mutex:
         tiered.engine.lookups.end_session(tiered.engine.pool.l1, tiered.client(100), "r")
     wait_until(lambda: bool(replies))
     assert replies == [m.Found(0, b"")]
-    wait_until(lambda: tiered.l1_report["write_locked_count"] == 0)
-    assert tiered.l1_report["read_locked_count"] == 0
+    loads.let_go()
+    tiered.wait_until_at_rest()
+    report = tiered.l1_report
+    assert (report["read_locked_count"], report["write_locked_count"]) == (0, 0)
 
 
 def test_a_late_tier_costs_no_more_than_the_wait(open_tiered: OpenTiered) -> None:
-    slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
-    tiered = open_tiered(slow)
+    tiered = open_tiered()
     tiered.write(DIGESTS[:2])
     tiered.wait_until_stored(2)
     tiered.engine.clear()
-    assert tiered.ask(DIGESTS[:2], wait_s=0.01) == m.Found(0, b"")
-    wait_until(lambda: tiered.l1_report["total_object_count"] == 2)
-    assert tiered.l1_report["read_locked_count"] == 0, "it came too late, and stays for the next"
+    loads = tiered.hold("load")
+    replies: list[m.Reply] = []
+    assert tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:2]), 60.0), replies) is None
+    wait_until(lambda: len(loads.begun) == 2)
+    tiered.clock.advance(60.0)
+    wait_until(lambda: bool(replies))
+    assert replies == [m.Found(0, b"")]
+    loads.let_go()
+    tiered.wait_until_at_rest()
+    assert tiered.l1_report["total_object_count"] == 2, "it came too late, and stays for the next"
+    assert tiered.l1_report["read_locked_count"] == 0
     assert tiered.l1_report["temporary_count"] == 0
 
 
@@ -151,25 +170,31 @@ def test_an_operators_prefetch_stays(open_tiered: OpenTiered) -> None:
     assert ticket is not None
     wait_until(lambda: ticket.is_completed)
     assert (ticket.found_keys, ticket.total_keys) == (3, 3)
-    wait_until(lambda: tiered.l1_report["read_locked_count"] == 0)
+    tiered.wait_until_at_rest()
+    assert tiered.l1_report["read_locked_count"] == 0
     assert tiered.lookup(digests).num_chunks == 3
 
 
 def test_an_object_overwritten_in_the_pool_never_reaches_l2(open_tiered: OpenTiered) -> None:
     """The source is taken back while a slow adapter has not read it yet."""
-    slow = '{"type": "mock", "max_size_gb": 1, "mock_bandwidth_gb": 1e-6}'
-    tiered = open_tiered(slow)
-    tiered.write(DIGESTS[:2])
+    tiered = open_tiered()
+    adapter = adapter_of(tiered)
+    writes = tiered.hold("_write")
+    tiered.write(DIGESTS[:1])
+    wait_until(lambda: len(writes.begun) == 1)
+    old_places = split_places(tiered.lookup(DIGESTS[:1]).places)
+    tiered.end()
     tiered.engine.clear()
-    tiered.write(DIGESTS[2:4])
-    tiered.wait_until_stored(2)
-    held = {key for key, _ in tiered.engine.storage.tiers()[0].adapter.list_l2_keys(None, 10, None).entries}
-    assert {key.chunk_hash for key in held} <= set(DIGESTS[:4])
+    tiered.write(DIGESTS[1:3])
+    assert old_places[0][2] in [offset for _, _, offset, _ in split_places(tiered.lookup(DIGESTS[1:3]).places)]
+    writes.let_go()
+    assert tiered.engine.storage.stores.wait_until_empty(PATIENCE_S)
+    held = [key for key, _ in adapter.list_l2_keys(None, 10, None).entries]
+    assert {key.chunk_hash for key in held} == set(DIGESTS[1:3])
     for key in held:
         target = bytearray(UNIT_BYTES)
-        tiered.engine.storage.tiers()[0].adapter.load(key, memoryview(target))
+        adapter.load(key, memoryview(target))
         assert bytes(target) == content(key.chunk_hash, 1, UNIT_BYTES)
-    assert isinstance(next(iter(held)), ObjectKey)
 
 
 def test_what_comes_back_through_serdes_is_what_was_stored(open_tiered: OpenTiered, tmp_path: pathlib.Path) -> None:
@@ -193,16 +218,14 @@ def test_a_lookup_that_does_not_wait_leaves_what_a_hint_began(open_tiered: OpenT
     tiered.write(DIGESTS[:3])
     tiered.wait_until_stored(3)
     tiered.engine.clear()
-    adapter, go_on = tiered.engine.storage.tiers()[0].adapter, threading.Event()
-    load = adapter.load
-    adapter.load = lambda key, target: load(key, target) if go_on.wait(10) else None  # type: ignore
+    loads = tiered.hold("load")
     tiered.lookup(DIGESTS[:3], lock=False)
     wait_until(lambda: tiered.l1_report["write_locked_count"] == 3)
     assert tiered.lookup(DIGESTS[:3]).num_chunks == 0
-    go_on.set()
+    loads.let_go()
     wait_until(lambda: tiered.engine.storage.prefetches.report()["completed_results_count"] == 1)
     tiered.assert_bytes(tiered.lookup(DIGESTS[:3]), DIGESTS[:3])
-    wait_until(lambda: not tiered.engine.storage.prefetches.report()["completed_results_count"])
+    tiered.wait_until_at_rest()
     tiered.end()
     assert tiered.l1_report["total_object_count"] == 0
 
@@ -212,7 +235,7 @@ def test_a_lookup_that_may_lock_no_more_fetches_no_more(open_tiered: OpenTiered)
     tiered.write(DIGESTS[:6])
     tiered.wait_until_stored(6)
     replies: list[m.Reply] = []
-    found = tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:6]), 5.0), replies)
+    found = tiered.begin(m.Lookup("r", "", b"".join(DIGESTS[:6]), 60.0), replies)
     assert isinstance(found, m.Found), "answered at once"
     tiered.assert_bytes(found, DIGESTS[:4])
     assert tiered.engine.storage.prefetches.num_jobs == 0

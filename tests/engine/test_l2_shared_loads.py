@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lmcache.core.keys import ObjectKey
-from lmcache.l2.base import Loaded
 from lmcache.protocol import messages as m
-from tests.engine.tiered import OpenTiered, Tiered, tiered_engines, wait_until
+from lmcache.testing.waiting import wait_until
+from tests.engine.tiered import Held, OpenTiered, Tiered, tiered_engines
 
 DIGESTS = [bytes([number]) * 32 for number in range(1, 9)]
+WAIT_S = 600.0
+SCHEDULER = 100
 
 
 @pytest.fixture
@@ -23,36 +23,24 @@ def open_tiered(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
         yield open_
 
 
-class HeldLoads:
-    """The first tier's loads wait until they are let go; `loaded` tells which began."""
-
-    def __init__(self, tiered: Tiered) -> None:
-        self._adapter = tiered.engine.storage.tiers()[0].adapter
-        self._load = self._adapter.load
-        self._go = threading.Event()
-        self.loaded: list[bytes] = []
-        self._adapter.load = self._held  # type: ignore[method-assign]
-
-    def _held(self, key: ObjectKey, target: memoryview) -> Loaded:
-        self.loaded.append(key.chunk_hash)
-        assert self._go.wait(10)
-        return self._load(key, target)
-
-    def let_go(self) -> None:
-        self._go.set()
-
-
-def only_in_l2(tiered: Tiered) -> HeldLoads:
+def only_in_l2(tiered: Tiered) -> Held:
+    """What is in the first tier alone; its loads wait until they are let go."""
     tiered.write(DIGESTS[:4])
     tiered.wait_until_stored(4)
     tiered.engine.clear()
-    return HeldLoads(tiered)
+    return tiered.hold("load")
 
 
 def asked(tiered: Tiered, request: str, digests: list[bytes]) -> list[m.Reply]:
     replies: list[m.Reply] = []
-    assert tiered.begin(m.Lookup(request, "", b"".join(digests), 8.0), replies) is None
+    assert tiered.begin(m.Lookup(request, "", b"".join(digests), WAIT_S), replies) is None
     return replies
+
+
+def num_awaited(tiered: Tiered, request: str) -> int:
+    """Loads that a request waits for, be they another's."""
+    job = tiered.engine.storage.prefetches.job((SCHEDULER, request))
+    return job.num_loading if job is not None else 0
 
 
 def test_several_requests_at_once(open_tiered: OpenTiered) -> None:
@@ -60,13 +48,14 @@ def test_several_requests_at_once(open_tiered: OpenTiered) -> None:
     loads = only_in_l2(tiered)
     prompts = [DIGESTS[:2], [*DIGESTS[:3], DIGESTS[7]], DIGESTS[:4], DIGESTS[:4]]
     replies = [asked(tiered, f"r{number}", prompt) for number, prompt in enumerate(prompts)]
-    wait_until(lambda: len(loads.loaded) == 4)
+    wait_until(lambda: len(loads.begun) == 4)
     loads.let_go()
     wait_until(lambda: all(replies))
     for (found,), num_chunks in zip(replies, (2, 3, 4, 4), strict=True):
         assert isinstance(found, m.Found)
         tiered.assert_bytes(found, DIGESTS[:num_chunks])
-    assert sorted(loads.loaded) == DIGESTS[:4]
+    assert sorted(key.chunk_hash for key in loads.begun) == DIGESTS[:4]
+    tiered.wait_until_at_rest()
     for number in range(len(prompts)):
         assert tiered.l1_report["total_object_count"] == 4, "those that are left still read it"
         tiered.end(f"r{number}")
@@ -79,7 +68,7 @@ def test_the_one_that_loads_is_over_first(open_tiered: OpenTiered) -> None:
     tiered = open_tiered()
     loads = only_in_l2(tiered)
     first, second = asked(tiered, "first", DIGESTS[:4]), asked(tiered, "second", DIGESTS[:4])
-    wait_until(lambda: len(loads.loaded) == 4)
+    wait_until(lambda: len(loads.begun) == 4)
     tiered.end("first")
     wait_until(lambda: bool(first))
     loads.let_go()
@@ -88,7 +77,8 @@ def test_the_one_that_loads_is_over_first(open_tiered: OpenTiered) -> None:
     assert isinstance(found, m.Found)
     tiered.assert_bytes(found, DIGESTS[:4])
     tiered.end("second")
-    wait_until(lambda: not tiered.l1_report["read_locked_count"])
+    tiered.wait_until_at_rest()
+    assert not tiered.l1_report["read_locked_count"]
 
 
 def test_a_load_that_fails_ends_the_prefix_of_all(open_tiered: OpenTiered, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,7 +88,7 @@ def test_a_load_that_fails_ends_the_prefix_of_all(open_tiered: OpenTiered, caplo
     rotten = next(key for key in objects if key.chunk_hash == DIGESTS[2])
     objects[rotten] = objects[rotten][:-1] + bytes([objects[rotten][-1] ^ 1])
     replies = [asked(tiered, request, DIGESTS[:4]) for request in ("first", "second")]
-    wait_until(lambda: len(loads.loaded) == 4)
+    wait_until(lambda: len(loads.begun) == 4)
     loads.let_go()
     wait_until(lambda: all(replies))
     for (found,) in replies:
@@ -111,8 +101,13 @@ def test_a_request_that_waits_for_the_load_of_another_is_answered_in_its_own_tim
     tiered = open_tiered()
     loads = only_in_l2(tiered)
     first = asked(tiered, "first", DIGESTS[:2])
-    wait_until(lambda: len(loads.loaded) == 2)
-    assert tiered.ask(DIGESTS[:2], "second", wait_s=0.1) == m.Found(0, b"")
+    wait_until(lambda: len(loads.begun) == 2)
+    second: list[m.Reply] = []
+    assert tiered.begin(m.Lookup("second", "", b"".join(DIGESTS[:2]), WAIT_S / 2), second) is None
+    wait_until(lambda: num_awaited(tiered, "second") == 2)
+    tiered.clock.advance(WAIT_S / 2)
+    wait_until(lambda: bool(second))
+    assert second == [m.Found(0, b"")]
     assert not first, "that one has time left"
     loads.let_go()
     wait_until(lambda: bool(first))
@@ -122,10 +117,10 @@ def test_nobody_joins_a_load_that_hangs(open_tiered: OpenTiered, monkeypatch: py
     tiered = open_tiered()
     loads = only_in_l2(tiered)
     first = asked(tiered, "first", DIGESTS[:2])
-    wait_until(lambda: len(loads.loaded) == 2)
+    wait_until(lambda: len(loads.begun) == 2)
     monkeypatch.setattr("lmcache.storage.prefetch_loads.STALL_S", 0.0)
     second = asked(tiered, "second", DIGESTS[:2])
-    wait_until(lambda: bool(second), timeout_s=4.0)
+    wait_until(lambda: bool(second))
     assert second == [m.Found(0, b"")]
     assert not first
     loads.let_go()
@@ -151,9 +146,9 @@ def test_what_cannot_be_committed_leaves_nothing_behind(
 
     monkeypatch.setattr(l1, "commit_loaded", failing)
     replies = [asked(tiered, request, DIGESTS[:1]) for request in ("first", "second")]
-    wait_until(lambda: len(loads.loaded) == 1)
+    wait_until(lambda: len(loads.begun) == 1)
     loads.let_go()
-    wait_until(lambda: all(replies), timeout_s=4.0)
+    wait_until(lambda: all(replies))
     assert replies == [[m.Found(0, b"")]] * 2
     assert tiered.l1_report["write_locked_count"] == 0
     found = tiered.ask(DIGESTS[:1], "third")

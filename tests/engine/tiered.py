@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from lmcache.engine.cache_server import EngineConfig, MPCacheServer
 from lmcache.engine.pool import PoolConfig
+from lmcache.l2.base import L2Adapter
 from lmcache.l2.registry import parse_adapters
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol import messages as m
@@ -16,6 +20,7 @@ from lmcache.protocol.blobs import split_places
 from lmcache.storage.manager import StorageConfig
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.conftest import FakeClock
 from tests.engine.conftest import CHUNK_SIZE, UNIT_BYTES, Harness, slots_of
 
@@ -24,8 +29,44 @@ UNITS = 16
 OpenTiered = Callable[..., "Tiered"]
 
 
+class RunningClock(FakeClock):
+    """Monotonic seconds that pass by themselves, and at once when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.now_s
+
+
+class Held:
+    """Calls of one method of an adapter that begin and then wait until they are let go; `begun` tells of what."""
+
+    def __init__(self, adapter: L2Adapter, method: str) -> None:
+        self._call = getattr(adapter, method)
+        self._may_go_on = threading.Event()
+        self.begun: list[Any] = []
+        setattr(adapter, method, self._held)
+
+    def _held(self, what: object, *args: object) -> object:
+        self.begun.append(what)
+        assert self._may_go_on.wait(2 * PATIENCE_S)
+        return self._call(what, *args)
+
+    def let_go(self) -> None:
+        self._may_go_on.set()
+
+
+@dataclass
 class Tiered(Harness):
     """The harness with tiers whose loops run."""
+
+    held: list[Held] = field(default_factory=list)
+
+    def hold(self, method: str, adapter: int = 0) -> Held:
+        """Calls of that method wait; until the end of the test at the latest."""
+        self.held.append(Held(self.engine.storage.tiers()[adapter].adapter, method))
+        return self.held[-1]
 
     def join(self, world_size: int = 1) -> None:
         for rank in range(world_size):
@@ -39,7 +80,7 @@ class Tiered(Harness):
             self.engine.pool.view(offset, length)[:] = content(digest, uid, length)
         assert self.engine.stores.commit(self.engine.pool, self.client(uid), 999, slots_of(reserved)).num_accepted
 
-    def ask(self, digests: list[bytes], request: str = "r", wait_s: float = 5.0, uid: int = 100) -> m.Reply:
+    def ask(self, digests: list[bytes], request: str = "r", wait_s: float = PATIENCE_S, uid: int = 100) -> m.Reply:
         """A lookup, and its answer however late."""
         replies: list[m.Reply] = []
         found = self.begin(m.Lookup(request, "", b"".join(digests), wait_s), replies, uid)
@@ -62,6 +103,10 @@ class Tiered(Harness):
         tier = self.engine.storage.tiers()[adapter]
         wait_until(lambda: tier.adapter.num_objects == num_objects and not self.engine.storage.stores.num_inflight)
 
+    def wait_until_at_rest(self) -> None:
+        """A lookup may be answered, and a request be over, a moment before the last of its locks goes."""
+        wait_until(lambda: self.engine.storage.prefetches.is_at_rest)
+
     def assert_bytes(self, found: m.Found, digests: list[bytes], uids: tuple[int, ...] = (1,)) -> None:
         places = split_places(found.places)
         assert len(places) == len(digests) * len(uids) == found.num_chunks * len(uids)
@@ -72,13 +117,6 @@ class Tiered(Harness):
 
 def content(digest: bytes, uid: int, length: int) -> bytes:
     return (digest + bytes([uid]) * 7)[:length].ljust(length, digest[:1])
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 @contextmanager
@@ -95,11 +133,12 @@ def tiered_engines(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
             chunk_size=CHUNK_SIZE,
             storage=StorageConfig(parse_adapters(adapters or (MEMORY,)), **storage),  # type: ignore[arg-type]
         )
-        engine = MPCacheServer(config, MetricRegistry(), lambda peer, message: None, time.monotonic)
+        clock = RunningClock()
+        engine = MPCacheServer(config, MetricRegistry(), lambda peer, message: None, clock)
         threads = PeriodicThreadRegistry()
         engine.storage.start(threads)
         engine.pool.wait_until_populated(30)
-        tiered = Tiered(engine, FakeClock())
+        tiered = Tiered(engine, clock)
         opened.append((tiered, threads))
         tiered.join(world_size)
         return tiered
@@ -108,6 +147,8 @@ def tiered_engines(pool_folder: pathlib.Path) -> Iterator[OpenTiered]:
         yield open_
     finally:
         for tiered, threads in opened:
+            for held in tiered.held:
+                held.let_go()
             tiered.engine.storage.close()
             threads.stop_all()
             tiered.engine.close(keep=False)

@@ -14,7 +14,7 @@ NUM_SLOTS = 32
 WRITE_TTL_S = 20.0
 NAMES = ["a", "b", "c"]
 OTHERS = ["x", "y"]
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 def wait_for_writing(server, num_slots):
@@ -27,8 +27,10 @@ def wait_for_writing(server, num_slots):
 
 def start(site):
     server, engine, other = site.start_server(NUM_SLOTS), site.start_engine("engine"), site.start_engine("other")
+    engine.arm("store.granted", Action.DELAY, delay_s=0.0)
     engine.announce(NAMES)
     wait_for_writing(server, len(NAMES))
+    assert engine.wait_for_fault(Action.DELAY), "the engine knows of its slots, too"
     return server, engine, other
 
 

@@ -5,7 +5,7 @@ import pytest
 from lmcache.testing import control as c
 from lmcache.testing.arena import SERVER_STEPS
 from lmcache.testing.faults import Action
-from lmcache.testing.processes import ChildFailedError
+from lmcache.testing.processes import HASTY_S, ChildFailedError
 
 NUM_SLOTS = 32
 KEPT = [f"kept{number}" for number in range(6)]
@@ -22,6 +22,12 @@ def start(site, num_slots=NUM_SLOTS):
     return server, engine
 
 
+def start_with_hasty_one(site):
+    """The last one gives up soon: it shall meet a server that does not answer."""
+    server, engine = start(site)
+    return server, engine, site.start_engine("hasty", patience_s=4 * HASTY_S)
+
+
 def check_all_is_well(server, engine, num_objects):
     """Everything acknowledged is readable, nothing is lost, and new things can be stored."""
     engine.wait_joined()
@@ -31,11 +37,13 @@ def check_all_is_well(server, engine, num_objects):
     assert engine.read(NAMES) == len(NAMES)
 
 
-@pytest.mark.parametrize("occurrence", [1, 2])
-@pytest.mark.parametrize("step", STORE_STEPS)
+# The first or the second object of two; a step of the whole store comes once.
+@pytest.mark.parametrize(
+    ("step", "occurrence"), [(step, n) for step in STORE_STEPS for n in ((1,) if step.startswith("store.") else (1, 2))]
+)
 def test_kill_in_a_store(site, step, occurrence):
     server, engine = start(site)
-    server.arm(step, Action.KILL, 1 if step.startswith("store.") else occurrence)
+    server.arm(step, Action.KILL, occurrence)
     engine.tell(c.Store(NAMES))
     assert server.wait_for_fault(Action.KILL)
     server = site.start_server(NUM_SLOTS)
@@ -96,24 +104,26 @@ def test_a_promise_outlives_the_server_that_made_it(site):
 @pytest.mark.parametrize("step", STORE_STEPS)
 def test_stop_in_a_store(site, step):
     """The engine gives up after its deadline; what the server does once it goes on is settled, too."""
-    server, engine = start(site)
+    server, engine, hasty = start_with_hasty_one(site)
     server.arm(step, Action.STOP)
-    engine.tell(c.Store(NAMES))
+    hasty.tell(c.Store(NAMES))
     assert server.wait_for_fault(Action.STOP)
-    assert engine.answer() == c.StoreReport(["failed"], [0])
+    assert hasty.answer() == c.StoreReport(["failed"], [0])
     server.resume()
+    hasty.wait_joined()
     is_in_commit = step == "l1.commit" or step in COMMITTED_STEPS
     check_all_is_well(server, engine, len(KEPT) + (2 if is_in_commit else 0))
 
 
 @pytest.mark.parametrize("step", LOOKUP_STEPS)
 def test_stop_in_a_lookup_leaves_no_lock(site, step):
-    server, engine = start(site)
+    server, engine, hasty = start_with_hasty_one(site)
     server.arm(step, Action.STOP)
-    engine.tell(c.Look("r", KEPT))
+    hasty.tell(c.Look("r", KEPT))
     assert server.wait_for_fault(Action.STOP)
-    assert engine.answer().num_chunks == 0
+    assert hasty.answer().num_chunks == 0
     server.resume()
+    hasty.wait_joined()
     check_all_is_well(server, engine, len(KEPT))
 
 
@@ -125,6 +135,19 @@ def test_short_stop_costs_nothing(site):
     server.resume()
     assert engine.answer() == c.StoreReport(["stored"], [2])
     check_all_is_well(server, engine, len(KEPT) + 2)
+
+
+def test_nobody_waits_for_a_server_that_is_gone(site):
+    server = site.start_server(NUM_SLOTS)
+    engine = site.start_engine("engine", patience_s=40.0)
+    server.arm("store.reserved", Action.KILL)
+    engine.tell(c.Store(NAMES))
+    assert server.wait_for_fault(Action.KILL)
+    assert engine.answer(20.0) == c.StoreReport(["failed"], [0])
+    server = site.start_server(NUM_SLOTS)
+    engine.wait_joined()
+    assert engine.store(NAMES) == c.StoreReport(["stored"], [2])
+    server.settle()
 
 
 def test_every_acknowledged_object_survives_many_kills(site):

@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+import lmcache
 from lmcache.l2.registry import adapter_modules
 from lmcache.testing.nursery import Nursery
 from tests.http.engines import EngineSite, engine_site
 from tests.http.storage_site import plugin_modules
-from tests.server.running import RunningServer
+from tests.server.conftest import start_server
+from tests.server.running import RunningServer, running_server
+
+__all__ = ["start_server"]
 
 
 @pytest.fixture(scope="package")
 def server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    running = RunningServer(make_pool_folder(), "--script-allowed-imports", "math", "os.path", "no_such_module")
-    try:
-        running.wait_until_up()
+    imports = ("--script-allowed-imports", "math", "os.path", "no_such_module")
+    with running_server(make_pool_folder(), *imports) as running:
         yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -57,3 +57,14 @@ def site(nursery: Nursery, make_pool_folder: Callable[[], pathlib.Path]) -> Iter
     """A server of the module's own, and room for engines."""
     with engine_site(make_pool_folder(), nursery) as found:
         yield found
+
+
+@pytest.fixture
+def package_copy(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The whole package in a place where a test may add modules, as a developer would."""
+    root = tmp_path / "copy"
+    original = pathlib.Path(lmcache.__file__).parent
+    # What is compiled comes along, but for files that somebody is only just writing.
+    shutil.copytree(original, root / "lmcache", ignore=shutil.ignore_patterns("*.pyc.*"))
+    yield root / "lmcache"
+    shutil.rmtree(root)

@@ -6,7 +6,6 @@ import hashlib
 import pathlib
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +19,11 @@ from lmcache.memory.mapping import read_nonce
 from lmcache.protocol import messages as m
 from lmcache.testing.nursery import Nursery
 from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, CHUNK_SIZE, NUM_LAYERS, PAGE_BYTES, content_of, digest_of
+from lmcache.testing.ports import free_port
 from lmcache.testing.processes import EngineHandle
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from lmcache.transport.client import Connection
-from tests.server.running import RunningServer, free_port
+from tests.server.running import RunningServer
 
 # The engines store from the second half of their blocks and load into the first.
 NUM_BLOCKS = 64
@@ -34,9 +35,10 @@ _POISON = 0xA5
 class EngineSite:
     """One thread's. `http` asks the server; `start_engine` waits until the engine has joined."""
 
-    def __init__(self, folder: pathlib.Path, nursery: Nursery, *flags: str) -> None:
+    def __init__(self, folder: pathlib.Path, nursery: Nursery, *flags: str, **settings: Any) -> None:
         self._nursery = nursery
-        self.server = RunningServer(folder, "--chunk-size", str(CHUNK_SIZE), "--port", str(free_port()), *flags)
+        needed = ("--chunk-size", str(CHUNK_SIZE), "--port", str(free_port()))
+        self.server = RunningServer(folder, *needed, *flags, **settings)
         self._engines: list[EngineHandle] = []
 
     @property
@@ -44,7 +46,7 @@ class EngineSite:
         return self.server.http
 
     def start_engine(self, name: str = "engine", num_ranks: int = 1) -> EngineHandle:
-        engine = EngineHandle(self._nursery, name, self.server.zmq_url, num_ranks)
+        engine = EngineHandle(self._nursery, name, self.server.zmq_url, num_ranks, patience_s=PATIENCE_S)
         self._engines.append(engine)
         engine.wait_joined()
         return engine
@@ -62,10 +64,11 @@ class EngineSite:
 
     def wait_until_unlocked(self) -> None:
         """Sessions are ended a moment after their requests."""
-        deadline = time.monotonic() + 10
-        while self.l1()["read_locked_count"]:
-            assert time.monotonic() < deadline, "locks are lost"
-            time.sleep(0.01)
+        wait_until(lambda: not self.l1()["read_locked_count"])
+
+    def wait_until_alone(self, instance_ids: list[int]) -> None:
+        """Those who unregistered or died are forgotten a moment after it."""
+        wait_until(lambda: self.instance_ids() == instance_ids)
 
     def stop_engines(self) -> None:
         for engine in self._engines:
@@ -78,8 +81,9 @@ class EngineSite:
 
 
 @contextmanager
-def engine_site(folder: pathlib.Path, nursery: Nursery, *flags: str) -> Iterator[EngineSite]:
-    site = EngineSite(folder, nursery, *flags)
+def engine_site(folder: pathlib.Path, nursery: Nursery, *flags: str, **settings: Any) -> Iterator[EngineSite]:
+    """`settings` as of a RunningServer."""
+    site = EngineSite(folder, nursery, *flags, **settings)
     try:
         site.server.wait_until_up()
         yield site
@@ -92,29 +96,30 @@ class HandmadeWorker:
 
     def __init__(self, server: RunningServer, layout: KVLayout, model_name: str = "handmade") -> None:
         self._connection = Connection(server.zmq_url, secrets.randbits(63) | 1)
-        welcome = self._connection.call(m.Hello(), 0, 10)
+        welcome = self._connection.call(m.Hello(), 0, PATIENCE_S)
         assert isinstance(welcome, m.Welcome)
         nonce = read_nonce(pathlib.Path(welcome.pool_folder))
         message = m.RegisterWorker(secrets.token_hex(4), model_name, 1, 0, msgspec.json.encode(layout), nonce)
-        registered = self._connection.call(message, self._connection.boot_id, 10)
+        registered = self._connection.call(message, self._connection.boot_id, PATIENCE_S)
         assert isinstance(registered, m.Registered)
         self.instance_id = registered.instance_id
 
     def take_query(self) -> m.ChecksumQuery:
         """The next question of the server."""
-        for _ in range(200):
-            self._connection.receive(0.05)
-            if self._connection.unsolicited:
-                query = self._connection.unsolicited.pop(0)
-                assert isinstance(query, m.ChecksumQuery)
-                return query
-        raise AssertionError("nobody asked")
+        wait_until(self._has_been_asked)
+        query = self._connection.unsolicited.pop(0)
+        assert isinstance(query, m.ChecksumQuery)
+        return query
+
+    def _has_been_asked(self) -> bool:
+        self._connection.receive(0.05)
+        return bool(self._connection.unsolicited)
 
     def say(self, result: m.ChecksumResult) -> None:
-        self._connection.call(result, self._connection.boot_id, 10)
+        self._connection.call(result, self._connection.boot_id, PATIENCE_S)
 
     def close(self) -> None:
-        self._connection.call(m.Unregister(), self._connection.boot_id, 10)
+        self._connection.call(m.Unregister(), self._connection.boot_id, PATIENCE_S)
         self._connection.close()
 
 

@@ -24,8 +24,9 @@ from lmcache.l2.memory.config import MemoryConfig
 from lmcache.l2.registry import parse_adapters
 from lmcache.memory.pool_files import Geometry
 from lmcache.server.http_app import make_app
+from lmcache.storage.breaker import BreakerConfig
 from lmcache.storage.manager import StorageConfig
-from lmcache.storage.tier import Tier
+from lmcache.storage.tier import Tier, TierConfig
 from lmcache.telemetry.metrics import MetricRegistry
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
 from tests.http.no_engine import NoLifecycle
@@ -35,6 +36,8 @@ T = TypeVar("T")
 CHUNK_SIZE = 16
 UNIT_BYTES = 4096
 KV_RANK = 0x01000100
+# An adapter that failed is left alone for longer than a test takes.
+TIER = TierConfig(breaker=BreakerConfig(pause_s=600.0, pause_s_max=600.0))
 
 
 def make_key(number: int, model_name: str = "org/m", cache_salt: str = "", kv_rank: int = KV_RANK) -> ObjectKey:
@@ -108,7 +111,9 @@ def storage_site(
 ) -> Iterator[StorageSite]:
     """`adapters` as on the command line. `opens` False: they stay as they are made."""
     pool = PoolConfig(folder, Geometry(64 * UNIT_BYTES, 256), eviction_policy=eviction_policy)
-    config = EngineConfig(pool, CHUNK_SIZE, storage=StorageConfig(parse_adapters(adapters), drain_timeout_s=5.0))
+    config = EngineConfig(
+        pool, CHUNK_SIZE, storage=StorageConfig(parse_adapters(adapters), tier=TIER, drain_timeout_s=5.0)
+    )
     site = StorageSite(MPCacheServer(config, MetricRegistry(), lambda peer, message: None))
     try:
         site.engine.pool.wait_until_populated(30)

@@ -21,7 +21,7 @@ from tests.http.in_process import talk
 from tests.http.no_engine import ask
 
 NAMES = ["one", "two", "three"]
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_clears_at_once_and_requests_meanwhile(site: EngineSite, stored: EngineH
     codes: list[int] = []
 
     def clear() -> None:
-        with httpx.Client(base_url=str(site.http.base_url), timeout=10) as http:
+        with httpx.Client(base_url=str(site.http.base_url), timeout=_PATIENCE_S) as http:
             codes.extend(http.post(path).status_code for path in ("/clear-cache", "/cache/clear") * 5)
 
     threads = [threading.Thread(target=clear) for _ in range(3)]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from lmcache.core.keys import ObjectKey
+from lmcache.engine import l1_objects
 from lmcache.l1 import by_key
 from lmcache.l1.namespace import NamespaceKey
 from lmcache.l1.values import Place
 from lmcache.protocol.blobs import split_places
 from lmcache.protocol.messages import ReserveStatus
+from lmcache.testing.waiting import PATIENCE_S
 from tests.http.no_engine import ask
 from tests.http.storage_site import KV_RANK, MOCK, UNIT_BYTES, StorageSite, encoded, make_key, storage_site
 
@@ -218,20 +222,26 @@ def test_bodies_of_another_form(body: dict[str, Any]) -> None:
     assert ask("DELETE", "/cache/objects", json={"keys": [], **body}).status_code == 422
 
 
-def test_many_keys_while_others_ask(site: StorageSite) -> None:
+def test_many_keys_while_others_ask(site: StorageSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, may_go_on = threading.Event(), threading.Event()
+
+    def pause(seconds: float) -> None:
+        has_begun.set()
+        assert may_go_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(l1_objects, "time", SimpleNamespace(sleep=pause))
     keys = [make_key(number) for number in range(10_000)]
     for key in keys[:60]:
         write_l1(site, key)
 
-    async def conversation(http: httpx.AsyncClient) -> tuple[dict[str, Any], int]:
+    async def conversation(http: httpx.AsyncClient) -> dict[str, Any]:
         body = {"keys": [encoded(key) for key in keys], "tier": "l1"}
         deletion = asyncio.create_task(http.request("DELETE", "/cache/objects", json=body))
-        num_answers = 0
-        while not deletion.done():
-            assert (await http.get("/status")).status_code == 200
-            num_answers += 1
-        return (await deletion).json(), num_answers
+        assert await asyncio.to_thread(has_begun.wait, PATIENCE_S)
+        assert (await http.get("/status")).status_code == 200
+        assert not deletion.done()
+        may_go_on.set()
+        answer: dict[str, Any] = (await deletion).json()
+        return answer
 
-    answer, num_answers = site.talk(conversation)
-    assert answer == done(60, 9940)
-    assert num_answers
+    assert site.talk(conversation) == done(60, 9940)

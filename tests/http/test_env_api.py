@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 
 from lmcache.config.redaction import looks_secret, without_user_info
 from tests.http.in_process import ask, common_app
-from tests.server.running import RunningServer
+from tests.server.running import running_server
 
 _SECRETS = (
     "MY_API_KEY", "HF_TOKEN", "DB_PASSWORD", "PGPASSWORD", "MYSQL_PWD", "AWS_SECRET_ACCESS_KEY", "APIKEY", "apiKey",
@@ -46,13 +45,8 @@ def test_undecodable_variable_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> 
 def test_redacting_server_hides_what_looks_secret(make_pool_folder: Callable[[], pathlib.Path]) -> None:
     given = {**dict.fromkeys(_SECRETS, "open sesame"), "DB_URL": "redis://u:open sesame@db:6379/0", "EMPTY_TOKEN": ""}
     given["DB_URL"] = given["DB_URL"].replace(" ", "%20")
-    server = RunningServer(make_pool_folder(), "--http-redact-env", **given)
-    try:
-        server.wait_until_listening()
+    with running_server(make_pool_folder(), "--http-redact-env", only_listens=True, **given) as server:
         text = server.http.get("/env").text
-    finally:
-        server.close()
-        shutil.rmtree(server.folder, ignore_errors=True)
     shown = json.loads(text)
     assert {name: shown[name] for name in _SECRETS} == dict.fromkeys(_SECRETS, "***")
     assert "sesame" not in text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +12,8 @@ from lmcache.cli.server import ENDPOINTS_PACKAGE
 from lmcache.config.mp_server import HTTPConfig
 from lmcache.errors import LMCacheError
 from lmcache.server.http_front import prepare_http
-from tests.server.conftest import StartServer, start_server
+from tests.server.conftest import StartServer
 from tests.server.running import RunningServer
-
-__all__ = ["start_server"]
 
 _MODULE = """
 from fastapi import APIRouter, Request
@@ -53,7 +49,7 @@ def module(path: str = "/probe", method: str = "get") -> str:
 
 def refused_line(server: RunningServer) -> str:
     """The one line with which a start ends."""
-    assert server.process.wait(30) == 2
+    assert server.process.wait(60) == 2
     (line,) = server.errors().splitlines()
     return line
 
@@ -70,16 +66,6 @@ def extra(tmp_path: pathlib.Path) -> pathlib.Path:
     folder = tmp_path / "extra"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def package_copy(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The whole package in a place where a test may add modules, as a developer would."""
-    root = tmp_path / "copy"
-    original = pathlib.Path(lmcache.__file__).parent
-    shutil.copytree(original, root / "lmcache", ignore=shutil.ignore_patterns("__pycache__"))
-    yield root / "lmcache"
-    shutil.rmtree(root)
 
 
 def test_folder_is_served_and_guarded_like_the_rest(

@@ -15,10 +15,9 @@ from lmcache.cli.server import ENDPOINTS_PACKAGE
 from lmcache.config.mp_server import HTTPConfig
 from lmcache.errors import ConfigError
 from lmcache.server.http_front import prepare_http
-from tests.server.conftest import StartServer, start_server
+from lmcache.testing.waiting import PATIENCE_S
+from tests.server.conftest import StartServer
 from tests.server.running import RunningServer
-
-__all__ = ["start_server"]
 
 _READ, _OPERATE, _ADMIN = "read-0123456789ab", "operate-0123456789", "admin-0123456789ab"
 _TOKEN_FILE = f"""# who may call
@@ -119,7 +118,7 @@ def test_client_beyond_loopback_is_told_the_remedy(start_server: StartServer) ->
     server = start_server("--http-host", "0.0.0.0")
     server.wait_until_up()
     assert "HTTP on 0.0.0.0 can be reached from other hosts" in server.errors()
-    with httpx.Client(base_url=f"http://{address}:{server.http_port}") as foreign:
+    with httpx.Client(base_url=f"http://{address}:{server.http_port}", timeout=PATIENCE_S) as foreign:
         claims = {"x-forwarded-for": "127.0.0.1", "forwarded": "for=127.0.0.1", "x-real-ip": "127.0.0.1"}
         for answer in (foreign.get("/env", headers=claims), foreign.post("/run_script", files=_SCRIPT, headers=claims)):
             assert answer.status_code == 403
@@ -129,14 +128,14 @@ def test_client_beyond_loopback_is_told_the_remedy(start_server: StartServer) ->
     # The same listener, from this machine; what a proxy claims takes nothing away either.
     assert server.http.get("/env", headers={"x-forwarded-for": "192.0.2.7"}).status_code == 200
     assert server.http.post("/run_script", files=_SCRIPT).text == "2"
-    assert f"lmcache.audit: {address}: POST /run_script -> 403 in" in server.errors()
+    server.wait_for_error(f"lmcache.audit: {address}: POST /run_script -> 403 in")
 
 
 def test_start_on_every_ipv6_address_knows_mapped_clients(start_server: StartServer) -> None:
     server = start_server("--http-host", "::")
     server.wait_until_up()
     assert server.http.get("/env").status_code == 200  # over IPv4, seen as ::ffff:127.0.0.1
-    with httpx.Client(base_url=f"http://[::1]:{server.http_port}") as ipv6:
+    with httpx.Client(base_url=f"http://[::1]:{server.http_port}", timeout=PATIENCE_S) as ipv6:
         assert ipv6.get("/env").status_code == 200
 
 
@@ -179,7 +178,7 @@ def wait_for_https(server: RunningServer, authority: trustme.CA) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     server.http.close()
-    server.http = httpx.Client(base_url=f"https://127.0.0.1:{server.http_port}", verify=context, timeout=10)
+    server.http = httpx.Client(base_url=f"https://127.0.0.1:{server.http_port}", verify=context, timeout=PATIENCE_S)
     lines = server.wait_until_up()
     assert any(line.split() == ["HTTP", f"https://127.0.0.1:{server.http_port}"] for line in lines)
 
@@ -240,7 +239,7 @@ def test_bad_file_ends_the_start_with_one_line(start_server: StartServer, token_
     token_file.write_text("root 0123456789abcdef")
     for flag in ("--http-auth-token-file", "--http-ssl-certfile"):
         server = start_server(flag, str(token_file))
-        assert server.process.wait(30) == 2
+        assert server.process.wait(60) == 2
         (line,) = server.errors().splitlines()
         assert f"{flag} {token_file}" in line
 

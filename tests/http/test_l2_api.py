@@ -15,6 +15,7 @@ from lmcache.core.keys import ObjectKey
 from lmcache.errors import BackendError, ReconfigureError
 from lmcache.storage.call_gate import CallGate
 from lmcache.storage.tier import Tier
+from lmcache.testing.waiting import PATIENCE_S
 from tests.http.no_engine import ask
 from tests.http.storage_site import (
     FAULTY,
@@ -120,7 +121,7 @@ def test_an_adapter_that_opens_slowly(pool_folder: pathlib.Path, plugins: None) 
             "error": "L2 adapter faulty is opening: not ready",
         }  # fmt: skip
         adapter.gate.set()
-        assert site.tier().wait_until_open(10)
+        assert site.tier().wait_until_open(PATIENCE_S)
         assert site.listed() == []
 
 
@@ -409,8 +410,9 @@ def test_a_backend_that_hangs_keeps_nobody_for_ever(faulty: tuple[StorageSite, F
 
     async def conversation(http: httpx.AsyncClient) -> tuple[list[httpx.Response], list[int], list[int]]:
         stuck = [asyncio.create_task(http.get("/l2/keys")) for _ in range(8)]
-        while adapter.num_waiting < 8:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(PATIENCE_S):
+            while adapter.num_waiting < 8:
+                await asyncio.sleep(0.001)
         refused = [await http.get("/l2/keys"), await http.request("DELETE", "/l2", json={"keys": []})]
         paths = ("/status", "/quota", "/reconfigure/faulty/status", "/cache/prefetches/1", "/cache/objects?tier=l1")
         meanwhile = [(await http.get(path)).status_code for path in paths]

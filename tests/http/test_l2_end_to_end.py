@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from lmcache.core.keys import make_kv_rank
 from lmcache.testing.nursery import Nursery
 from lmcache.testing.paged_memory import CHUNK_BYTES, digest_of
+from lmcache.testing.waiting import wait_until
 from tests.http.engines import EngineSite, engine_site
 
 MOCK = '{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100}'
@@ -31,13 +31,6 @@ def listed(site: EngineSite) -> list[dict[str, Any]]:
     assert answer.json()["next_page_token"] is None
     entries: list[dict[str, Any]] = answer.json()["entries"]
     return entries
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_what_an_engine_stores_is_listed_deleted_and_gone(site: EngineSite) -> None:

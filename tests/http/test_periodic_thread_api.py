@@ -12,11 +12,11 @@ import pytest
 from fastapi import FastAPI
 
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.conftest import FakeClock
 from tests.http.in_process import ask, common_app
 
 _NEVER_S = 3600.0
-_SOON_S = 10.0
 _THREAD_KEYS = [
     "name", "level", "interval", "init_wait", "is_running", "is_active", "last_run_time", "last_run_ago",
     "total_runs", "failed_runs", "success_rate", "last_summary",
@@ -51,18 +51,25 @@ def add(registry: PeriodicThreadRegistry, name: str, level: ThreadLevel, **setti
 
 
 def wait_for_health(app: FastAPI, is_healthy: bool) -> dict[str, Any]:
-    deadline = time.monotonic() + _SOON_S
-    while True:
+    health: dict[str, Any] = {}
+
+    def is_so() -> bool:
         answer = ask(app, "GET", "/periodic-threads-health")
         assert answer.status_code == 200
-        health: dict[str, Any] = answer.json()
-        if health["healthy"] is is_healthy:
-            return health
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        health.update(answer.json())
+        return health["healthy"] is is_healthy
+
+    wait_until(is_so)
+    return health
+
+
+def wait_until_active(http: httpx.Client) -> None:
+    """A loop whose thread is kept waiting by the machine is not active meanwhile."""
+    wait_until(lambda: all(thread["is_active"] for thread in http.get("/periodic-threads").json()["threads"]))
 
 
 def test_loops_of_a_real_server(http: httpx.Client) -> None:
+    wait_until_active(http)
     answer = http.get("/periodic-threads")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     body = answer.json()
@@ -86,16 +93,16 @@ def test_level_of_a_real_server(http: httpx.Client) -> None:
 
 
 def test_healthy_server(http: httpx.Client) -> None:
+    wait_until_active(http)
     answer = http.get("/periodic-threads-health")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json() == {"healthy": True, "unhealthy_count": 0, "unhealthy_threads": []}
 
 
 def test_one_thread_of_a_real_server(http: httpx.Client) -> None:
-    deadline = time.monotonic() + _SOON_S
-    while not (thread := http.get("/periodic-threads/lmcache-l1-eviction").json())["total_runs"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: http.get("/periodic-threads/lmcache-l1-eviction").json()["total_runs"])
+    wait_until_active(http)
+    thread = http.get("/periodic-threads/lmcache-l1-eviction").json()
     assert list(thread) == _THREAD_KEYS
     assert (thread["is_running"], thread["is_active"], thread["success_rate"]) == (True, True, 100.0)
     assert (thread["interval"], thread["init_wait"], thread["failed_runs"]) == (1.0, 0.0, 0)
@@ -160,10 +167,7 @@ def test_failed_run_and_odd_extra_info_are_shown(registry: PeriodicThreadRegistr
 
     add(registry, "odd", ThreadLevel.HIGH, body=lambda: {"ratio": float("nan"), "what": {1: object}})
     add(registry, "failing", ThreadLevel.HIGH, body=fail)
-    deadline = time.monotonic() + _SOON_S
-    while any(thread.total_runs == 0 for thread in registry.all()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: all(thread.total_runs for thread in registry.all()))
     odd = ask(app, "GET", "/periodic-threads/lmcache-test-odd").json()
     assert odd["last_summary"]["extra_info"] == {"ratio": "nan", "what": {"1": "<class 'object'>"}}
     failing = ask(app, "GET", "/periodic-threads/lmcache-test-failing").json()
@@ -204,10 +208,9 @@ def test_documented_stall(
     )
     registry.start(thread)
     thread.wake()
-    while thread.last_summary is None:
-        time.sleep(0.001)
+    wait_until(lambda: thread.total_runs)
     thread.wake()
-    assert begun.wait(_SOON_S)
+    assert begun.wait(PATIENCE_S)
     clock.advance(42.5)
     assert ask(app, "GET", "/periodic-threads-health").json() == {
         "healthy": False,
@@ -229,7 +232,7 @@ def test_stalled_loop_is_unhealthy_until_it_goes_on(
         return {}
 
     thread = add(registry, "stalling", level, interval_s=0.2, body=stall_at_third)
-    assert begun.wait(_SOON_S)
+    assert begun.wait(PATIENCE_S)
     health = wait_for_health(app, False)
     assert health["unhealthy_count"] == 1
     (found,) = health["unhealthy_threads"]
@@ -251,10 +254,7 @@ def test_stalled_loop_of_less_weight_is_not_unhealthy(
         return {}
 
     thread = add(registry, "stalling", level, interval_s=0.001, body=stall)
-    deadline = time.monotonic() + _SOON_S
-    while thread.is_active:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: not thread.is_active)
     assert ask(app, "GET", "/periodic-threads-health").json()["healthy"] is True
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from lmcache.testing.waiting import wait_until
 from tests.conftest import FakeClock
 from tests.engine.conftest import CHUNK_SIZE, Harness
 from tests.http.no_engine import ask
@@ -49,13 +49,6 @@ def fill_l2(site: StorageSite, harness: Harness, num_chunks: int, salt: str = ""
         assert harness.store(list(chain[harness.root(uid)]), uid, salt) == num_chunks
         wait_until(lambda expected=before + num_chunks: adapter.num_objects == expected)
     site.engine.clear()
-
-
-def wait_until(is_so: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def submit(site: StorageSite, **fields: Any) -> httpx.Response:

@@ -97,7 +97,7 @@ _NOT_FINITE = "limit_gb must be finite"
         (b"limit_gb=1", _NOT_JSON),
         (b'{"limit_gb": "\xff"}', _NOT_JSON),
         (b"[" * 100_000, _NOT_JSON),
-        (b'{"limit_gb": ' + b"9" * 5000 + b"}", _NOT_JSON),
+        (b'{"limit_gb": ' + b"9" * 5000 + b"}", _NOT_FINITE),
         (b"null", _NO_OBJECT),
         (b"1", _NO_OBJECT),
         (b'["limit_gb"]', _NO_OBJECT),

@@ -14,6 +14,7 @@ import pytest
 from lmcache.core.sizes import GIB
 from lmcache.errors import BackendError, ReconfigureError
 from lmcache.storage.call_gate import CallGate
+from lmcache.testing.waiting import PATIENCE_S
 from tests.http.no_engine import ask
 from tests.http.storage_site import (
     FAKE_DAX,
@@ -288,7 +289,7 @@ def test_an_adapter_that_opens_slowly(pool_folder: pathlib.Path) -> None:
         assert (answer.status_code, answer.json()) == (503, {"error": "L2 adapter mock is opening: not ready"})
         assert site.ask("GET", "/reconfigure/mock/status").json()["num_adapters"] == 1
         site.tier().start()
-        assert site.tier().wait_until_open(10)
+        assert site.tier().wait_until_open(PATIENCE_S)
 
 
 # Device-DAX

@@ -63,6 +63,7 @@ def write_module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     def write(name: str, text: str = _MODULE, path: str = "/x", method: str = "get") -> None:
         (folder / f"{name}.py").write_text(text.replace("{path}", path).replace("{method}", method))
+        importlib.invalidate_caches()  # folders are not looked at again within one tick of their clock
 
     yield write
     for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import os
 import pathlib
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from lmcache.config.scripts import ScriptSettings
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from lmcache.v1.internal_api_server import scripts
 from lmcache.v1.internal_api_server.common.run_script_api import UPLOAD_BYTES_MAX
 from lmcache.v1.internal_api_server.state import script_runner
-from tests.http.in_process import ask, common_app, talk
-from tests.server.running import RunningServer
+from lmcache.v1.multiprocess.http_apis import status_api
+from tests.http.in_process import ask, common_app, common_module, talk
+from tests.server.running import running_server
 
-_SOON_S = 20.0
 _FAILED = "Error executing script: "
 
 
@@ -172,49 +172,13 @@ def test_prints_go_to_the_output_of_the_process(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "hello 1\n"
 
 
-@pytest.fixture
-def quick_server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    """A server with little patience for scripts."""
-    running = RunningServer(
-        make_pool_folder(), "--http-script-timeout-seconds", "0.3", "--script-allowed-imports", "os"
-    )
-    try:
-        running.wait_until_up()
-        yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
-
-
-def test_script_that_cannot_be_stopped_is_counted_until_it_ends(
-    quick_server: RunningServer, tmp_path: pathlib.Path
-) -> None:
-    """It opens a pipe to read, which takes until someone opens it to write."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    http = quick_server.http
-    assert http.get("/status").json()["abandoned_scripts"] == 0
-    answer = run(http, f"import os\nos.close(os.open('{pipe}', os.O_RDONLY))")
-    assert (answer.status_code, answer.text) == (500, f"{_FAILED}timed out after 0.3 s")
-    assert http.get("/status").json()["abandoned_scripts"] == 1
-    assert "in _run\n" in http.get("/threads", params={"name": "lmcache-script"}).text
-    os.close(os.open(pipe, os.O_WRONLY))
-    deadline = time.monotonic() + _SOON_S
-    while http.get("/status").json()["abandoned_scripts"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert run(http, "result = 1").text == "1"
-
-
-def test_endless_loop_of_a_script_is_ended(quick_server: RunningServer) -> None:
-    http = quick_server.http
-    answer = run(http, "while True:\n    pass")
-    assert (answer.status_code, answer.text) == (500, f"{_FAILED}timed out after 0.3 s")
-    deadline = time.monotonic() + _SOON_S
-    while http.get("/status").json()["abandoned_scripts"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert "lmcache-script" not in http.get("/threads").text
+def test_endless_loop_of_a_script_is_ended(make_pool_folder: Callable[[], pathlib.Path]) -> None:
+    with running_server(make_pool_folder(), "--http-script-timeout-seconds", "0.3") as server:
+        http = server.http
+        answer = run(http, "while True:\n    pass")
+        assert (answer.status_code, answer.text) == (500, f"{_FAILED}timed out after 0.3 s")
+        wait_until(lambda: not http.get("/status").json()["abandoned_scripts"])
+        wait_until(lambda: "lmcache-script" not in http.get("/threads").text)
 
 
 class _Waiting:
@@ -226,16 +190,41 @@ class _Waiting:
 
     def __call__(self) -> None:
         self.begun.release()
-        assert self.let.wait(_SOON_S)
+        assert self.let.wait(PATIENCE_S)
 
 
-def _waiting_app(timeout_s: float) -> tuple[FastAPI, _Waiting]:
+@dataclass
+class _OverOnceItWaits:
+    """Settings for one script: its time is over as soon as it waits."""
+
+    wait: _Waiting
+    allowed_imports: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def timeout_s(self) -> float:
+        assert self.wait.begun.acquire(timeout=PATIENCE_S)
+        return 0.05
+
+
+class _Engine:
+    """As much of one as /status wants."""
+
+    def report_status(self) -> dict[str, object]:
+        return {}
+
+
+def _waiting_app() -> tuple[FastAPI, _Waiting]:
     wait = _Waiting()
-    return common_app("run_script_api", wait=wait, script_settings=ScriptSettings(timeout_s=timeout_s)), wait
+    app = common_app(
+        "run_script_api", wait=wait, script_settings=ScriptSettings(timeout_s=PATIENCE_S), engine=_Engine()
+    )
+    for router in (common_module("thread_api").router, status_api.router):
+        app.include_router(router)
+    return app, wait
 
 
 def test_too_many_at_once_are_refused() -> None:
-    app, wait = _waiting_app(_SOON_S)
+    app, wait = _waiting_app()
     upload = {"script": b"app.state.wait()\nresult = 'done'"}
 
     async def conversation(client: httpx.AsyncClient) -> None:
@@ -252,36 +241,41 @@ def test_too_many_at_once_are_refused() -> None:
     talk(app, conversation)
 
 
-def test_abandoned_ones_keep_their_places() -> None:
-    app, wait = _waiting_app(0.05)
+def test_scripts_that_cannot_be_stopped_keep_their_places_until_they_end() -> None:
+    app, wait = _waiting_app()
     upload = {"script": b"app.state.wait()"}
+
+    async def num_abandoned(client: httpx.AsyncClient) -> int:
+        return int((await client.get("/status")).json()["abandoned_scripts"])
 
     async def conversation(client: httpx.AsyncClient) -> None:
         for number in range(scripts.RUNNING_MAX):
+            app.state.script_settings = _OverOnceItWaits(wait)
             assert (await client.post("/run_script", files=upload)).text == f"{_FAILED}timed out after 0.05 s"
-            assert script_runner(app).num_abandoned == number + 1
+            assert await num_abandoned(client) == number + 1
         refused = await client.post("/run_script", files=upload)
         assert (refused.status_code, "(4 of them" in refused.text) == (503, True)
+        shown = (await client.get("/threads", params={"name": "lmcache-script"})).text
+        assert shown.count("in _run\n") == scripts.RUNNING_MAX
         wait.let.set()
-        deadline = time.monotonic() + _SOON_S
-        while script_runner(app).num_abandoned:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE_S):
+            while await num_abandoned(client):
+                await asyncio.sleep(0.01)
+        app.state.script_settings = ScriptSettings(timeout_s=PATIENCE_S)
         assert (await client.post("/run_script", files=upload)).status_code == 200
 
     talk(app, conversation)
 
 
 def test_script_over_its_time_ends_at_its_next_line() -> None:
-    app, wait = _waiting_app(0.05)
+    app, wait = _waiting_app()
+    app.state.script_settings = _OverOnceItWaits(wait)
     app.state.later = []
     answer = ask(app, "POST", "/run_script", files={"script": b"app.state.wait()\napp.state.later.append(1)"})
     assert answer.status_code == 500
+    assert script_runner(app).num_abandoned == 1
     wait.let.set()
-    deadline = time.monotonic() + _SOON_S
-    while script_runner(app).num_abandoned:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not script_runner(app).num_abandoned)
     assert app.state.later == []
 
 

@@ -3,47 +3,31 @@ and no 5xx but those the documents name."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemathesis.checks import CheckContext
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from lmcache.cli.server import ENDPOINTS_PACKAGE
 from lmcache.http.registry import HTTPAPIRegistry
 from lmcache.server.http_app import make_app
+from tests.http.described import EXAMPLES, ODD_VALUES, RUNS_CODE, as_described, assert_no_unnamed_failure, validate
+from tests.http.no_engine import NoLifecycle
 from tests.http.test_guard_bodies import ODD_BODIES
-from tests.server.running import RunningServer
+from tests.server.running import RunningServer, running_server
 
 # What the documents name: not there yet, not possible with this set-up, a script that failed.
 _NAMED_5XX = {501, 503}
-_RUNS_CODE = "/run_script"
 # With an adapter behind them, the endpoints of L2 get further than "no L2 adapters configured".
 _ADAPTER = '{"type": "mock", "max_size_gb": 0.01, "mock_bandwidth_gb": 10}'
-_EXAMPLES = int(os.environ.get("LMCACHE_TEST_HTTP_EXAMPLES", "20"))
 
 
-class _NoEngine:
-    def start(self, app: object) -> None:
-        """The application is only asked for its description."""
-
-    def stop(self) -> None:
-        """Nothing was started."""
-
-
-DESCRIBED = make_app({}, HTTPAPIRegistry(ENDPOINTS_PACKAGE), _NoEngine()).openapi()
+DESCRIBED = make_app({}, HTTPAPIRegistry(ENDPOINTS_PACKAGE), NoLifecycle()).openapi()
 schema = schemathesis.openapi.from_dict(DESCRIBED)
 # The operations that take JSON, with a value for each parameter in their paths.
 _WITH_BODY = [
@@ -55,18 +39,7 @@ _WITH_BODY = [
 # Fields that some endpoint takes, with what JSON as Python reads it may hold and nobody wants.
 _FIELDS = ("keys", "limit_gb", "size", "adapter_index", "block_ids", "chunk_size", "token_ids", "model_name", "tier")
 _VALUES = (
-    "NaN",
-    "-Infinity",
-    "1e999",
-    "9" * 4000,
-    "-1",
-    "1e308",
-    '"\\ud800"',
-    '"\\u0000"',
-    "[" * 500 + "]" * 500,
-    "{}",
-    "true",
-    "null",
+    *ODD_VALUES,
     '[{"chunk_hash_hex": "\\ud800", "model_name": "\\udfff", "kv_rank": 1e400}]',
     '[{"chunk_hash_hex": "aa", "model_name": "m\\ud800", "kv_rank": 99999999999999999999, "cache_salt": "\\udfff"}]',
 )
@@ -75,28 +48,14 @@ _VALUES = (
 @pytest.fixture(scope="module")
 def fuzzed(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
     """A server of its own: log levels, quotas and metrics do not stay what they were."""
-    running = RunningServer(make_pool_folder(), "--l2-adapter", _ADAPTER)
-    try:
-        running.wait_until_up()
+    with running_server(make_pool_folder(), "--l2-adapter", _ADAPTER) as running:
         yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
 
 
-def no_unnamed_server_error(ctx: CheckContext, response: Any, case: Any) -> None:
-    assert response.status_code < 500 or response.status_code in _NAMED_5XX, response.text
-
-
-_CHECKS = [
-    no_unnamed_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
-]  # fmt: skip
-
-
-@schema.exclude(path=_RUNS_CODE).parametrize()
-@settings(max_examples=_EXAMPLES, phases=[Phase.explicit, Phase.generate], deadline=None)
+@schema.exclude(path=RUNS_CODE).parametrize()
+@as_described
 def test_endpoint_answers_as_described(case: Any, fuzzed: RunningServer) -> None:
-    case.call_and_validate(base_url=str(fuzzed.http.base_url), checks=_CHECKS)
+    validate(case, str(fuzzed.http.base_url), _NAMED_5XX)
 
 
 def test_operations_with_bodies_are_found() -> None:
@@ -115,7 +74,7 @@ def test_odd_body_is_refused_or_ignored(fuzzed: RunningServer, method: str, path
             bodies.append(("{" + ", ".join(f'"{key}": {text}' for key, text in fields.items()) + "}").encode())
     for body in bodies:
         answer = fuzzed.http.request(method, path, content=body, headers={"content-type": "application/json"})
-        assert answer.status_code < 500 or answer.status_code in _NAMED_5XX, (body[:200], answer.text)
+        assert_no_unnamed_failure(answer, _NAMED_5XX, body[:200])
         answer.json()
 
 
@@ -124,28 +83,28 @@ _PARTS = st.dictionaries(_NAMES.filter(lambda name: name != "script"), st.binary
 
 
 @given(content=st.binary(max_size=200), content_type=st.sampled_from(["", "text/plain", "application/json"]))
-@settings(max_examples=_EXAMPLES * 3)
+@settings(max_examples=EXAMPLES * 3)
 def test_what_is_no_form_runs_nothing(fuzzed: RunningServer, content: bytes, content_type: str) -> None:
-    answer = fuzzed.http.post(_RUNS_CODE, content=content, headers={"content-type": content_type})
+    answer = fuzzed.http.post(RUNS_CODE, content=content, headers={"content-type": content_type})
     assert (answer.status_code, answer.text) == (400, "No script file provided")
 
 
 @given(fields=_PARTS, files=_PARTS)
-@settings(max_examples=_EXAMPLES * 3)
+@settings(max_examples=EXAMPLES * 3)
 def test_form_without_a_script_runs_nothing(
     fuzzed: RunningServer, fields: dict[str, bytes], files: dict[str, bytes]
 ) -> None:
     parts = {name: (name, blob) for name, blob in files.items()}
-    answer = fuzzed.http.post(_RUNS_CODE, data=fields, files=parts)
+    answer = fuzzed.http.post(RUNS_CODE, data=fields, files=parts)
     assert answer.status_code == 400
     assert answer.text.startswith("No script file provided")
 
 
 @given(rest=st.binary(max_size=200))
-@settings(max_examples=_EXAMPLES * 3)
+@settings(max_examples=EXAMPLES * 3)
 def test_form_that_is_cut_or_garbled_runs_nothing(fuzzed: RunningServer, rest: bytes) -> None:
     body = b'--x\r\ncontent-disposition: form-data; name="script"; filename="s"\r\n' + rest
-    answer = fuzzed.http.post(_RUNS_CODE, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    answer = fuzzed.http.post(RUNS_CODE, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 400
 
 

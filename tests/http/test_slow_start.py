@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.http.document_000 import REGARDLESS_OF_ENGINE, WITHOUT_ENGINE, Sample
 from tests.http.test_documents import check_sample
-from tests.server.conftest import StartServer, start_server
-from tests.server.running import RunningServer
-
-__all__ = ["start_server"]
+from tests.server.conftest import StartServer
+from tests.server.running import RunningServer, running_server
 
 # A server whose engine opens only when a line arrives on stdin.
 _SLOW = """
@@ -39,13 +36,8 @@ _NO_ROOM = _SLOW.replace(
 
 @pytest.fixture(scope="module")
 def slow(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[RunningServer]:
-    running = RunningServer(make_pool_folder(), command=["-c", _SLOW])
-    try:
-        running.wait_until_listening()
+    with running_server(make_pool_folder(), only_listens=True, command=["-c", _SLOW]) as running:
         yield running
-    finally:
-        running.close()
-        shutil.rmtree(running.folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("sample", WITHOUT_ENGINE, ids=str)
@@ -113,7 +105,7 @@ def test_engine_that_finds_no_room_later_ends_the_process_with_a_line(start_serv
     server = start_server(command=["-c", _NO_ROOM])
     server.wait_until_listening()
     server.write_line()
-    assert server.process.wait(30) == 2
+    assert server.process.wait(60) == 2
     assert server.errors().splitlines()[-1] == "lmcache: the room went while it was asked for"
 
 
@@ -124,6 +116,6 @@ def test_bad_configuration_ends_with_a_line_before_anything_listens(
     start_server: StartServer, flags: list[str]
 ) -> None:
     server = start_server(*flags)
-    assert server.process.wait(30) == 2
+    assert server.process.wait(60) == 2
     (line,) = server.errors().splitlines()
     assert flags[0] in line

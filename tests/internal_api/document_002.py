@@ -1,4 +1,5 @@
-"""What document 002 says of the internal API, transcribed as data, with answers of the fakes behind it."""
+"""What document 002 says of the internal API, transcribed as data: its calls with its own numbers. Where it prints no
+answer, or only the beginning of one, the answer is that of the fakes behind it."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ ON_WORKER = (
     Sample("DELETE", "/cache/clear", answer={"status": "success", "num_removed": 10}),
     Sample("DELETE", "/cache/clear?locations=LocalCPUBackend&locations=LocalDiskBackend",
            answer={"status": "success", "num_removed": 0}),
-    Sample("POST", "/cache/store?tokens_mock=0,80", answer={"status": "success", "num_tokens": 80}),
+    Sample("POST", "/cache/store?tokens_mock=0,100", answer={"status": "success", "num_tokens": 100}),
     Sample("POST", "/cache/store", 400, {"error": "Missing parameters",
                                          "message": "Must specify either tokens_input or tokens_mock"}),
     Sample("POST", "/cache/retrieve?tokens_mock=0,100",
@@ -110,6 +111,12 @@ ON_WORKER = (
         "status": "success", "slot_mapping_ranges": [[0, 3]], "chunk_size": 2, "num_chunks": 2,
         "chunk_checksums": ["73450f0d9772ce7869b46d3630baeb92", "d4f0a90f93182c477299ef959c145657"],
         "layerwise": False}),
+    Sample("GET", "/cache/kvcache/check?slot_mapping=0,1,2,3&chunk_size=2&layerwise=true", answer={
+        "status": "success", "slot_mapping_ranges": [[0, 3]], "chunk_size": 2, "num_chunks": 2,
+        "chunk_checksums": {"l.1": ["17e893f09ee115feeb3161220f6f380b", "2d20bce9dc31028b388465e6d5875574"],
+                            "l.0": ["efff9682c224bf2dce13f2e5b2d74cd1", "efff9682c224bf2dce13f2e5b2d74cd1"]},
+        "layerwise": True}),
+    # Beside the document's: a last chunk that is short.
     Sample("GET", "/cache/kvcache/check?slot_mapping=[0,2]&chunk_size=2&layerwise=true", answer={
         "status": "success", "slot_mapping_ranges": [[0, 2]], "chunk_size": 2, "num_chunks": 2,
         "chunk_checksums": {"l.1": ["17e893f09ee115feeb3161220f6f380b", "3f6e858497f9501f41772cab6596e710"],
@@ -125,9 +132,6 @@ ON_WORKER = (
     Sample("POST", "/cache/load-fs-chunks", body={"config_path": "/path/to/lmcache.yaml", "max_chunks": 100}, answer={
         "status": "success", "loaded_chunks": 95, "total_files": 100, "failed_keys": ["key1", "key2"],
         "config_path": "/path/to/lmcache.yaml"}),
-    Sample("POST", "/cache/load-fs-chunks", 400, body={"config_path": "/missing.yaml"}, answer={
-        "error": "Failed to load chunks from FSConnector", "message": "Configuration file not found",
-        "config_path": "/missing.yaml"}),
     Sample("PUT", "/freeze/enable", answer={"status": "success", "freeze": True,
                                             "message": "Freeze mode enabled successfully"}),
     Sample("GET", "/freeze/status", answer={"status": "success", "freeze": True, "message": "Freeze mode is enabled"}),
@@ -160,7 +164,21 @@ ON_WORKER = (
     Sample("PUT", "/bypass/remove?backend_name=FooBackend", 400, _UNKNOWN),
 )  # fmt: skip
 
-# Of a scheduler, in the document's order.
+# Of a worker that does not find that file.
+WITHOUT_FILE = Sample(
+    "POST", "/cache/load-fs-chunks", 400, body={"config_path": "/path/to/lmcache.yaml", "max_chunks": 100}, answer={
+        "error": "Failed to load chunks from FSConnector", "message": "Configuration file not found",
+        "config_path": "/path/to/lmcache.yaml"},
+)  # fmt: skip
+
+# Of a worker with the document's pages: what it prints of them.
+INFO = Sample("GET", "/cache/kvcache/info")
+NUM_LAYERS, LAYER_SHAPE, LAYER_DTYPE, LAYER_DEVICE = 32, (2, 128, 16, 64, 128), "torch.bfloat16", "cuda:0"
+LAYER_0 = {"shape": [2, 128, 16, 64, 128], "dtype": "torch.bfloat16", "device": "cuda:0"}
+LAYERWISE = Sample("GET", "/cache/kvcache/check?slot_mapping=0,1,2,3&chunk_size=2&layerwise=true")
+LAYERWISE_NAMES = ["layer_0", "layer_1"]
+
+# Of a scheduler, each of one that nothing was changed of.
 ON_SCHEDULER = (
     Sample("GET", "/lookup/info", answer={
         "client": "HitLimitLookupClient(LMCacheBypassLookupClient)", "server": "None", "role": "scheduler"}),
@@ -170,7 +188,8 @@ ON_SCHEDULER = (
            answer={"old": "HitLimitLookupClient(LMCacheBypassLookupClient)", "role": "scheduler"}),
     Sample("POST", "/lookup/create", answer={"new": "LMCacheLookupClient", "role": "scheduler"}),
     Sample("POST", "/lookup/recreate",
-           answer={"old": "LMCacheLookupClient", "new": "LMCacheLookupClient", "role": "scheduler"}),
+           answer={"old": "HitLimitLookupClient(LMCacheBypassLookupClient)", "new": "LMCacheLookupClient",
+                   "role": "scheduler"}),
     Sample("POST", "/chunk_statistics/start", 400,
            {"error": "Not available", "message": "Client does not support statistics."}),
 )  # fmt: skip

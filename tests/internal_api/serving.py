@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-import socket
 import ssl
 from dataclasses import dataclass
 
@@ -13,19 +10,10 @@ import httpx
 from lmcache.config.engine.views import internal_api_settings
 from lmcache.embedded.manager import SCHEDULER, WORKER
 from lmcache.testing.embedded_fake import FakeManager, make_manager
+from lmcache.testing.ports import free_port
 from lmcache.v1.internal_api_server.api_server import InternalAPIServer
 
 WORKER_INDEX = 1
-
-
-def free_port(count: int = 2) -> int:
-    """The first of so many. Not among those that the kernel gives to clients, of this test and of others."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for number in range(count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +33,7 @@ class Serving:
     def start(self, role: str = WORKER, tls: ssl.SSLContext | bool = True, **values: object) -> Running:
         """On loopback, unless `values` say otherwise."""
         index = 0 if role == SCHEDULER else WORKER_INDEX
-        values = {"internal_api_server_port_start": free_port() - index, **values}
+        values = {"internal_api_server_port_start": free_port(2) - index, **values}
         manager = make_manager(role, {"internal_api_server_enabled": True, **values})
         settings = internal_api_settings(manager.config)
         server = InternalAPIServer(settings, index, manager)

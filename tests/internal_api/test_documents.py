@@ -6,19 +6,31 @@ from __future__ import annotations
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import lmcache.utils
-from lmcache.testing.embedded_fake import CountingClient
+from lmcache.embedded.kv_tensors import KVTensor, KVTensors
+from lmcache.errors import ConfigError
+from lmcache.testing.embedded_fake import CountingClient, documented_pages
 from lmcache.v1.internal_api_server.app import internal_endpoints
 from tests.internal_api.asking import Asked, scheduler, worker
 from tests.internal_api.document_002 import (
     BESIDES,
     COMMON,
     DOCUMENTED,
+    INFO,
+    LAYER_0,
+    LAYER_DEVICE,
+    LAYER_DTYPE,
+    LAYER_SHAPE,
+    LAYERWISE,
+    LAYERWISE_NAMES,
+    NUM_LAYERS,
     ON_COUNTING_SCHEDULER,
     ON_SCHEDULER,
     ON_WORKER,
+    WITHOUT_FILE,
     Sample,
 )
 
@@ -69,11 +81,34 @@ def test_samples_on_a_worker(subtests: pytest.Subtests) -> None:
             check(asked, sample)
 
 
+def test_sample_of_a_file_that_is_not_there() -> None:
+    asked = worker()
+    asked.engine.error = ConfigError("Configuration file not found")
+    check(asked, WITHOUT_FILE)
+
+
+def test_samples_of_pages_as_large_as_the_documents() -> None:
+    asked = worker()
+    layer = KVTensor(np.broadcast_to(np.uint16(0), LAYER_SHAPE), LAYER_DTYPE, LAYER_DEVICE)
+    asked.manager.pages = KVTensors({f"layer_{number}": layer for number in range(NUM_LAYERS)})
+    body = asked.json(INFO.method, INFO.target)
+    assert {**body, "layers": None} == {"status": "success", "num_layers": 32, "layers": None}
+    assert body["layers"] == {f"layer_{number}": LAYER_0 for number in range(NUM_LAYERS)}
+
+
+def test_sample_of_checksums_by_layer_bears_its_names() -> None:
+    asked = worker()
+    known = documented_pages().layers
+    asked.manager.pages = KVTensors(dict(zip(LAYERWISE_NAMES, known.values(), strict=True)))
+    body = asked.json(LAYERWISE.method, LAYERWISE.target)
+    assert list(body["chunk_checksums"]) == LAYERWISE_NAMES
+    assert [len(checksums) for checksums in body["chunk_checksums"].values()] == [body["num_chunks"]] * 2
+
+
 def test_samples_on_a_scheduler(subtests: pytest.Subtests) -> None:
-    asked = scheduler()
     for sample in (*ON_SCHEDULER, *COMMON):
         with subtests.test(str(sample)):
-            check(asked, sample)
+            check(scheduler(), sample)
 
 
 def test_samples_on_a_scheduler_that_counts_chunks(subtests: pytest.Subtests) -> None:

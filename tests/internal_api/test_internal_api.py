@@ -5,22 +5,27 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
 
+from lmcache.config.engine.views import InternalAPISettings
 from lmcache.embedded.manager import WORKER
 from lmcache.errors import ConfigError
 from lmcache.testing.embedded_fake import FakeManager, make_manager
+from lmcache.testing.ports import free_port
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from lmcache.v1.internal_api_server.internal_api import InternalAPI
 from tests.conftest import child_env
-from tests.internal_api.serving import WORKER_INDEX, free_port
+from tests.internal_api.serving import WORKER_INDEX
 
-_PATIENCE_S = 20.0
 _ENABLED = "internal_api_server_enabled"
-_FLOOR = {"script": ("s.py", b"import math\nresult = math.floor(2.5)")}
+_TIMEOUT = "internal_api_server_script_timeout_seconds"
+_FLOOR = b"import math\nresult = math.floor(2.5)"
 _INDEXES = "internal_api_server_include_index_list"
 
 
@@ -28,24 +33,24 @@ class Owned:
     """One worker with its API."""
 
     def __init__(self, **values: object) -> None:
-        port = free_port()
+        port = free_port(2)
         self.url = f"http://127.0.0.1:{port}"
         start = {"internal_api_server_port_start": port - WORKER_INDEX, _ENABLED: True}
         self.manager: FakeManager = make_manager(WORKER, {**start, **values})
         self.api = InternalAPI(self.manager, WORKER_INDEX)
 
+    def call(self, method: str, path: str, **settings: Any) -> httpx.Response:
+        """Over a connection of its own."""
+        return httpx.request(method, f"{self.url}{path}", timeout=PATIENCE_S, **settings)
+
     def change(self, **values: object) -> httpx.Response:
-        return httpx.post(f"{self.url}/conf", json=values)
+        return self.call("POST", "/conf", json=values)
+
+    def script(self, text: bytes) -> str:
+        return self.call("POST", "/run_script", files={"script": ("s.py", text)}).text
 
     def wait_for(self, is_serving: bool) -> None:
         wait_until(lambda: self.api.is_serving is is_serving)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -71,11 +76,11 @@ def test_call_that_switches_the_api_off_is_answered(make: Make, change: dict[str
     assert owned.change(**change).json() == {"updated": change}
     owned.wait_for(False)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(owned.url)
+        owned.call("GET", "/")
     key = next(iter(change))
     owned.manager.config.set(key, True if key == _ENABLED else [])
     owned.wait_for(True)
-    assert httpx.get(f"{owned.url}/freeze/status").status_code == 200
+    assert owned.call("GET", "/freeze/status").status_code == 200
 
 
 def test_off_and_on_at_once(make: Make) -> None:
@@ -86,7 +91,7 @@ def test_off_and_on_at_once(make: Make) -> None:
 
     def has_followed() -> bool:
         try:
-            return httpx.post(f"{owned.url}/run_script", files=_FLOOR).text == "2"
+            return owned.script(_FLOOR) == "2"
         except httpx.TransportError:  # between off and on
             return False
 
@@ -98,7 +103,7 @@ def test_what_is_not_wanted_does_not_listen(make: Make, values: dict[str, object
     owned = make(**values)
     assert not owned.api.is_serving
     with pytest.raises(httpx.ConnectError):
-        httpx.get(owned.url)
+        owned.call("GET", "/")
 
 
 def test_index_that_is_listed_listens(make: Make) -> None:
@@ -106,34 +111,61 @@ def test_index_that_is_listed_listens(make: Make) -> None:
 
 
 def test_script_settings_follow(make: Make) -> None:
+    """With the answer to the change."""
     owned = make()
-    script = dict(_FLOOR)
-
-    def run() -> str:
-        return httpx.post(f"{owned.url}/run_script", files=script).text
-
-    assert run() == "Error executing script: Import of 'math' is not allowed"
+    assert owned.script(_FLOOR) == "Error executing script: Import of 'math' is not allowed"
     owned.change(script_allowed_imports=["math"])
-    wait_until(lambda: run() == "2")
+    assert owned.script(_FLOOR) == "2"
     owned.change(internal_api_server_script_timeout_seconds=0.05)
-    script["script"] = ("s.py", b"while True:\n  pass")
-    wait_until(lambda: run() == "Error executing script: timed out after 0.05 s")
+    assert owned.script(b"while True:\n  pass") == "Error executing script: timed out after 0.05 s"
 
 
 def test_access_log_follows(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     owned = make()
     caplog.set_level("INFO", "lmcache")
 
-    def is_logged() -> bool:
-        caplog.clear()
-        httpx.get(f"{owned.url}/freeze/status")
-        return any("GET /freeze/status" in record.getMessage() for record in caplog.records)
-
-    assert not is_logged()
+    owned.call("GET", "/freeze/status?before")
     owned.change(extra_config={"internal_api_server_log_level": "info"})
-    wait_until(is_logged)
+    owned.call("GET", "/freeze/status?while")
     owned.change(extra_config={"internal_api_server_log_level": "info", "internal_api_server_access_log": False})
-    wait_until(lambda: not is_logged())
+    owned.call("GET", "/freeze/status?after")
+    owned.api.stop()  # a line is written after the answer
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("access_log")]
+    assert [line.partition("GET ")[2].partition(" ")[0] for line in logged if "GET" in line] == ["/freeze/status?while"]
+
+
+class SlowToFollow:
+    """Stands in for a server. The thread that follows changes is slow with each of them."""
+
+    is_serving = True
+
+    def __init__(self) -> None:
+        self.followed: list[float] = []
+        self.has_begun = threading.Event()
+
+    def follow(self, settings: InternalAPISettings) -> None:
+        if threading.current_thread().name == "lmcache-internal-api":
+            self.has_begun.set()
+            time.sleep(0.1)
+        self.followed.append(settings.scripts.timeout_s)
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """It never listened."""
+
+
+def test_what_was_changed_before_is_not_followed_after_what_was_changed_later() -> None:
+    manager = make_manager(WORKER, {_ENABLED: False})
+    api, server = InternalAPI(manager, WORKER_INDEX), SlowToFollow()
+    api.start()
+    api._server = server  # type: ignore[assignment]
+    manager.config.set(_ENABLED, True)
+    manager.config.set(_TIMEOUT, 1)
+    assert server.has_begun.wait(PATIENCE_S)
+    manager.config.set(_TIMEOUT, 2)
+    assert server.followed[-1] == 2
+    wait_until(lambda: server.followed[-2:] == [2, 2])
+    api.stop()
+    assert server.followed[server.followed.index(2) :] == [2] * server.followed.count(2)
 
 
 def test_start_that_fails_leaves_nothing(make: Make) -> None:
@@ -162,6 +194,7 @@ def test_stop_may_be_repeated_and_ends_following(make: Make) -> None:
     owned = make()
     owned.api.stop()
     owned.api.stop()
+    assert "lmcache-internal-api" not in {thread.name for thread in threading.enumerate()}
     owned.manager.config.set(_ENABLED, False)
     owned.manager.config.set(_ENABLED, True)
     assert not owned.api.is_serving

@@ -54,6 +54,9 @@ def test_conf_refusal_names_value_and_range_besides_the_documented_reason() -> N
     }  # fmt: skip
     assert list(body["messages"]) == ["min_retrieve_tokens"]
     assert "-1" in body["messages"]["min_retrieve_tokens"]
+    for key in ("min_retrieve_tokens", "blend_min_tokens"):  # no secrets, for all their names
+        body = worker().json("POST", "/conf", 400, json={key: "abc"})
+        assert body["messages"] == {key: f"{key} must be a whole number of at least 0 (got 'abc')"}
 
 
 def test_subscribers_have_been_told_when_the_answer_comes() -> None:

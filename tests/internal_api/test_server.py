@@ -16,11 +16,13 @@ import trustme
 
 from lmcache.embedded.manager import SCHEDULER, WORKER
 from lmcache.errors import ConfigError
+from lmcache.testing.ports import free_port
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from lmcache.v1.internal_api_server.api_server import THREAD_NAME
-from tests.internal_api.serving import Running, Serving, free_port
+from tests.internal_api.serving import Running, Serving
 
 _READ, _ADMIN = "read-0123456789ab", "admin-0123456789ab"
-_SCRIPT = {"script": ("s.py", b"result = app.state.lmcache_adapter.metadata.role")}
+_SCRIPT = {"script": ("s.py", b"result = app.state.lmcache_adapter.lmcache_engine_metadata.role")}
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -48,7 +50,7 @@ def token_file(tmp_path: pathlib.Path) -> str:
 
 
 def test_scheduler_and_worker_share_a_process(serving: Serving) -> None:
-    port = free_port()
+    port = free_port(2)
     scheduler = serving.start(SCHEDULER, internal_api_server_port_start=port)
     worker = serving.start(WORKER, internal_api_server_port_start=port)
     for running, role, number in ((scheduler, "scheduler", port), (worker, "worker", port + 1)):
@@ -230,12 +232,12 @@ def test_env_is_redacted_on_request(serving: Serving, monkeypatch: pytest.Monkey
 
 
 def test_script_settings(serving: Serving) -> None:
-    values = {"script_allowed_imports": ["math"], "internal_api_server_script_timeout_seconds": 0.05}
-    http = serving.start(**values).http
+    patient = serving.start(script_allowed_imports=["math"]).http
     allowed = {"script": ("s.py", b"import math\nresult = math.floor(2.5)")}
-    assert http.post("/run_script", files=allowed).text == "2"
+    assert patient.post("/run_script", files=allowed).text == "2"
+    hasty = serving.start(internal_api_server_script_timeout_seconds=0.05).http
     endless = {"script": ("s.py", b"while True:\n  pass")}
-    assert http.post("/run_script", files=endless).text == "Error executing script: timed out after 0.05 s"
+    assert hasty.post("/run_script", files=endless).text == "Error executing script: timed out after 0.05 s"
 
 
 def calls_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -299,7 +301,7 @@ def wait_in_clear(running: Running, number: int) -> tuple[threading.Event, list[
 
     def clear(locations: object = None) -> int:
         begun.set()
-        release.wait(30)
+        release.wait(PATIENCE_S)
         return 0
 
     engine = running.manager.fake_engine
@@ -308,7 +310,7 @@ def wait_in_clear(running: Running, number: int) -> tuple[threading.Event, list[
     clients = [threading.Thread(target=running.http.delete, args=("/cache/clear",)) for _ in range(number)]
     for client in clients:
         client.start()
-    assert begun.wait(30)
+    assert begun.wait(PATIENCE_S)
     return release, clients
 
 
@@ -330,6 +332,7 @@ def test_stop_does_not_wait_for_a_call_that_hangs(serving: Serving, caplog: pyte
     answers: list[httpx.Response] = []
     late = threading.Thread(target=lambda: answers.append(running.http.delete("/cache/clear")))
     late.start()
+    wait_until(lambda: len(running.server._http.server_state.tasks) == 2)  # it has come
     running.server.stop(grace_s=1)
     assert not running.server.is_serving
     release.set()

@@ -14,6 +14,7 @@ from lmcache.l2.dax.device import Device
 from lmcache.l2.dax.devices import Found
 from lmcache.l2.dax.hotplug import Hotplug
 from lmcache.l2.dax.medium import FileMedium
+from lmcache.testing.waiting import PATIENCE_S
 from tests.l2.dax_bench import FILE_SLOTS, KEYS, SLOT_BYTES, STRIDE, DaxBench, data_of
 
 Make = Callable[..., DaxBench]
@@ -322,12 +323,12 @@ class TestMigrate:
         def read() -> None:
             with bench.adapter.devices.reading(bench.keys_on("a")[0]):
                 begun.set()
-                release.wait(10)
+                release.wait(PATIENCE_S)
 
         reader = threading.Thread(target=read)
         reader.start()
-        begun.wait(10)
-        bench.adapter._hotplug = Hotplug(bench.adapter, True, SLOT_BYTES, 10)
+        assert begun.wait(PATIENCE_S)
+        bench.adapter._hotplug = Hotplug(bench.adapter, True, SLOT_BYTES, 2 * PATIENCE_S)
         threading.Timer(0.05, release.set).start()
         assert bench.remove("a", force=True)["state"] == "removed"
         reader.join()

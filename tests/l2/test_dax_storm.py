@@ -9,6 +9,7 @@ import threading
 from lmcache.errors import ReconfigureError
 from lmcache.l2.base import StoreStatus
 from lmcache.l2.dax.hotplug import Hotplug
+from lmcache.testing.waiting import wait_until
 from tests.l2.dax_bench import KEYS, SLOT_BYTES, DaxBench, data_of
 
 NUM_WORKERS = 4
@@ -28,8 +29,12 @@ class Storm:
         threads = [threading.Thread(target=self._work, args=(number,)) for number in range(NUM_WORKERS)]
         for thread in threads:
             thread.start()
-        self._change()
-        self.is_over.set()
+        try:
+            self._change()
+            # Changes alone are no storm: what a busy machine kept waiting has its turn, too.
+            wait_until(lambda: self.num_loaded or self.failures)
+        finally:
+            self.is_over.set()
         for thread in threads:
             thread.join()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -49,14 +50,15 @@ class TLSFront:
                 continue
             far = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [near, far]
-            for source, target in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pass_on, args=(source, target))
-                self._threads.append(thread)
-                thread.start()
+            self._threads.append(threading.Thread(target=self._pass_on, args=(near, far)))
+            self._threads[-1].start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, near: ssl.SSLSocket, far: socket.socket) -> None:
+        """Both ways in one thread: two may not work on one TLS connection at once."""
         with contextlib.suppress(OSError):
-            while content := source.recv(65536):
-                target.sendall(content)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+            while ready := [near] if near.pending() else select.select([near, far], [], [])[0]:
+                for source in ready:
+                    content = source.recv(65536)
+                    if not content:
+                        return
+                    (far if source is near else near).sendall(content)

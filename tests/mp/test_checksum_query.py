@@ -146,7 +146,7 @@ def join_worker(server, layers, answers=True):
         MembershipConfig(server.ipc_url), secrets.randbits(63) | 1, "worker", register, answer if answers else None
     )
     member.start()
-    assert member.wait_until_joined(10) is not None
+    assert member.wait_until_joined(30) is not None
     return member
 
 
@@ -156,7 +156,7 @@ def test_a_worker_answers_with_its_pages_as_they_are_now(server):
     try:
         layers[1][3] = 7.0
         worker = server.engine.worker(0)
-        rows = server.engine.checksums.query(worker, [3, 0], 2, True, 10.0)
+        rows = server.engine.checksums.query(worker, [3, 0], 2, True, 30.0)
         blocks = [np.concatenate([layer[3].numpy().reshape(-1), layer[0].numpy().reshape(-1)]) for layer in layers]
         assert rows == [[hashlib.md5(block.tobytes()).hexdigest()] for block in blocks]
         status = json.loads(json.dumps(server.engine.report_status()))
@@ -170,7 +170,7 @@ def test_a_workers_error_comes_back_as_such(server):
     member = join_worker(server, [torch.zeros(4, 2, 16, 2) for _ in range(2)])
     try:
         with pytest.raises(InstanceError, match="could not answer: block id 9 is outside"):
-            server.engine.checksums.query(server.engine.worker(0), [9], 1, False, 10.0)
+            server.engine.checksums.query(server.engine.worker(0), [9], 1, False, 30.0)
     finally:
         member.stop()
 

@@ -16,6 +16,7 @@ from lmcache.l1.values import LockBudget, Place
 from lmcache.memory.mapping import PoolMapping
 from lmcache.memory.pool_files import Geometry
 from lmcache.protocol.blobs import split_places
+from lmcache.testing.waiting import wait_until
 from tests.conftest import new_pool_folder
 
 BLOCK_BYTES = 4096
@@ -63,10 +64,8 @@ def load(pool: Pool, num_threads: int) -> LoadResult:
     worker.start()
     try:
         worker.submit_load(LoadJob("request", pool.files.pool_id, promised(pool)))
-        deadline = time.monotonic() + 20
-        while not (results := worker.take_finished()[1]):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        results: list[LoadResult] = []
+        wait_until(lambda: results.extend(worker.take_finished()[1]) or results)
         return results[0]
     finally:
         worker.stop()

@@ -108,6 +108,21 @@ def test_an_adapter_that_opens_after_it_was_given_up_is_closed(make_tier: MakeTi
     assert tier.state is TierState.CLOSED
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_an_adapter_that_cannot_be_closed_is_left_all_the_same(
+    make_tier: MakeTier, start: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier, adapter = make_tier(start=start)
+
+    def fail() -> None:
+        raise BackendError("not a directory")
+
+    adapter.close = fail  # type: ignore[method-assign]
+    tier.close(1.0)
+    assert tier.state is TierState.CLOSED
+    assert "could not be closed in order: not a directory" in caplog.text
+
+
 def test_a_close_waits_once_for_all_threads_that_hang(make_tier: MakeTier) -> None:
     tier, adapter = make_tier(num_threads=2 * int(PATIENCE_S))
     go_on, answers = threading.Event(), Answers()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lmcache.telemetry.periodic import PeriodicThread, PeriodicThreadRegistry, ThreadLevel
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.conftest import FakeClock
 
 _NEVER_S = 3600.0
-_SOON_S = 10.0
 
 Start = Callable[..., PeriodicThread]
 
@@ -32,13 +32,6 @@ def start() -> Iterator[Start]:
     registry.stop_all()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _SOON_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 class Gate:
     """A body that tells when it begins and ends when it is let."""
 
@@ -48,7 +41,7 @@ class Gate:
 
     def __call__(self) -> dict[str, object]:
         self.begun.release()
-        assert self.let.acquire(timeout=_SOON_S)
+        assert self.let.acquire(timeout=PATIENCE_S)
         return {}
 
 
@@ -58,7 +51,7 @@ def test_body_runs_every_interval(start: Start) -> None:
     assert thread.is_running
     assert thread.last_summary is not None
     assert (thread.last_summary.success, thread.last_summary.extra_info) == (True, {"moved": 3})
-    assert abs(thread.last_run_time - time.time()) < _SOON_S
+    assert abs(thread.last_run_time - time.time()) < PATIENCE_S
     assert (thread.failed_runs, thread.success_percent) == (0, 100.0)
 
 
@@ -74,11 +67,11 @@ def test_wake_during_a_run_means_one_more_right_after(start: Start) -> None:
     gate = Gate()
     thread = start(gate, init_wait_s=_NEVER_S)
     thread.wake()
-    assert gate.begun.acquire(timeout=_SOON_S)
+    assert gate.begun.acquire(timeout=PATIENCE_S)
     for _ in range(3):
         thread.wake()
     gate.let.release()
-    assert gate.begun.acquire(timeout=_SOON_S)
+    assert gate.begun.acquire(timeout=PATIENCE_S)
     gate.let.release()
     wait_until(lambda: thread.total_runs == 2)
     assert not gate.begun.acquire(timeout=0.05)
@@ -110,7 +103,7 @@ def test_what_was_handed_over_before_a_wake_is_always_seen(start: Start) -> None
 
 def test_stop_ends_a_waiting_thread_at_once(start: Start) -> None:
     thread = start(dict, init_wait_s=_NEVER_S)
-    thread.stop()
+    thread.stop(PATIENCE_S)
     assert not thread.is_running
     assert thread.total_runs == 0
     assert not thread.is_active
@@ -133,6 +126,32 @@ def test_failing_run_is_counted_and_survived(start: Start) -> None:
     assert (thread.failed_runs, thread.success_percent) == (1, 50.0)
 
 
+class Watched(PeriodicThread):
+    """Looks at itself whenever something of it changes: the runs that count, and the run that is told of."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.seen: list[tuple[int, int]] = []
+        super().__init__(*arguments, **settings)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name != "seen" and "_runs" in vars(self):
+            self.seen.append((self.total_runs, int(self.last_summary.message[-1]) if self.last_summary else 0))
+
+
+def test_what_a_run_tells_is_there_when_it_counts() -> None:
+    def fail() -> dict[str, object]:
+        raise ValueError(f"number {thread.total_runs + 1}")
+
+    thread = Watched("lmcache-test-watched", ThreadLevel.LOW, 0.001, fail)
+    thread.start()
+    wait_until(lambda: thread.total_runs >= 3)
+    thread.stop(PATIENCE_S)
+    assert len(thread.seen) > 9
+    assert [(counted, told) for counted, told in thread.seen if counted < 9 and told < counted] == []
+    assert thread.failed_runs == thread.total_runs
+
+
 def test_thread_that_never_ran_is_active_for_a_while(start: Start, clock: FakeClock) -> None:
     thread = start(dict, interval_s=1000.0, init_wait_s=500.0, clock=clock)
     clock.advance(3499)
@@ -151,7 +170,7 @@ def test_hanging_run_makes_a_thread_inactive_until_it_ends(start: Start, clock: 
     clock.advance(200)
     assert thread.is_active
     thread.wake()
-    wait_until(lambda: gate.begun.acquire(blocking=False) and gate.begun.acquire(timeout=_SOON_S))
+    wait_until(lambda: gate.begun.acquire(blocking=False) and gate.begun.acquire(timeout=PATIENCE_S))
     clock.advance(299)
     assert thread.is_active
     clock.advance(2)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from lmcache.protocol import messages as m
 from lmcache.protocol.frames import FRAME_BYTES_MAX, encode_frame
 from lmcache.transport.client import Connection
 from tests.protocol.test_messages import REQUESTS, messages
-from tests.transport.conftest import RawSocket, Server
+from tests.transport.conftest import ANSWER_MS, RawSocket, Server
 
 TIMEOUT_S = 20.0
 HELLO = encode_frame(5, 0, 1, m.Hello())
@@ -98,8 +99,12 @@ def test_a_frame_beyond_the_bound_costs_its_sender_the_connection_only(open_raw:
     sender, other = open_raw(), open_raw()
     assert_still_serves(sender)
     assert_still_serves(other)
+    monitor = sender.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     sender.socket.send(HELLO + bytes(FRAME_BYTES_MAX))
-    assert not sender.socket.poll(200)
+    assert monitor.poll(ANSWER_MS), "it may go on"
+    sender.socket.disable_monitor()
+    monitor.close(linger=0)
+    assert not sender.socket.poll(0), "an answer would have come before the end"
     assert_still_serves(other)
     assert_still_serves(open_raw())
 

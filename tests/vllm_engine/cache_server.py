@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import pathlib
-import socket
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lmcache.testing.ports import free_port
+
 _CHUNK_SIZE = 256
 _POOL_BYTES = 256 << 20
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+_PATIENCE_S = 120.0
 
 
 class CacheServer:
@@ -62,7 +58,7 @@ class CacheServer:
         return self._answer()
 
     def _answer(self) -> Any:
-        assert self._pipe.poll(30), "the server does not answer"
+        assert self._pipe.poll(_PATIENCE_S), "the server does not answer"
         kind, value = self._pipe.recv()
         assert kind == "ok", value
         return value
@@ -80,7 +76,7 @@ class CacheServer:
         """Run Python in the server's process, with `engine`; the value of `result` comes back."""
         return self._ask("run", source)
 
-    def wait_until_idle(self, timeout_s: float = 10.0) -> dict[str, int]:
+    def wait_until_idle(self, timeout_s: float = _PATIENCE_S) -> dict[str, int]:
         """Nothing locked, written or remembered of any request; fails if that never comes."""
         deadline = time.monotonic() + timeout_s
         while True:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import EngineSpec, mp_connector
+from lmcache.testing.vllm_spec import EngineSpec, patient_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver
@@ -24,7 +25,7 @@ def server() -> Iterator[CacheServer]:
     yield from running_server()
 
 
-def running_server(**options: int) -> Iterator[CacheServer]:
+def running_server(**options: Any) -> Iterator[CacheServer]:
     found = CacheServer(new_pool_folder(), **options)
     found.start()
     yield found
@@ -50,15 +51,17 @@ def running(spec: EngineSpec, server: CacheServer, joins: bool = True) -> Iterat
 @pytest.fixture(scope="session")
 def main_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """Asynchronous loads, vLLM's prefix caching on, KV events on, one key nobody knows."""
-    connector = mp_connector(server.port, laod_mode="sync")
+    connector = patient_connector(server.port, laod_mode="sync")
     events = {"enable_kv_cache_events": True, "publisher": "null"}
-    yield from running(spec_of(model_folder, connector, options={"kv_events_config": events}), server)
+    for engine in running(spec_of(model_folder, connector, options={"kv_events_config": events}), server):
+        engine.start_lines = engine.log_lines()  # before another test takes them
+        yield engine
 
 
 @pytest.fixture(scope="session")
 def sync_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """Synchronous loads; the connector found by its module's path; a policy that the user chose."""
-    connector = mp_connector(server.port, load_mode="sync", load_failure_policy="fail")
+    connector = patient_connector(server.port, load_mode="sync", load_failure_policy="fail")
     connector["kv_connector_module_path"] = "lmcache.integration.vllm.lmcache_mp_connector"
     yield from running(spec_of(model_folder, connector), server)
 
@@ -74,7 +77,7 @@ def engine(request: pytest.FixtureRequest, main_engine: Driver, sync_engine: Dri
 @pytest.fixture(scope="module")
 def small_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """Room for 24 blocks, decode-phase saves, and other weights at the place the others loaded theirs from."""
-    connector = mp_connector(server.port, save_decode_cache=True, held_blocks_fraction=0.5)
+    connector = patient_connector(server.port, save_decode_cache=True, held_blocks_fraction=0.5)
     options = {"num_gpu_blocks_override": 25, "max_model_len": 2048}
     yield from running(spec_of(model_folder, connector, options=options, weights_seed=1), server)
 
@@ -93,6 +96,6 @@ def lonely_server() -> Iterator[CacheServer]:
 @pytest.fixture(scope="module")
 def lonely_engine(lonely_server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """An engine whose server comes and goes. Long prompts take several steps."""
-    connector = mp_connector(lonely_server.port, lookup_timeout=0.3, mq_timeout=1.0)
+    connector = patient_connector(lonely_server.port)
     options = {"max_num_batched_tokens": 512}
     yield from running(spec_of(model_folder, connector, options=options), lonely_server, joins=False)

@@ -30,8 +30,7 @@ def test_abort_during_an_asynchronous_load(main_engine: Driver, tmp_path: pathli
     gate = Gate(tmp_path, step)
     main_engine.process.call("watch", gate)
     main_engine.process.call("add", "aborted", prompt, 4, salt)
-    main_engine.process.call("step", 5)
-    gate.wait_until_held()
+    main_engine.step_until_held(gate)
     main_engine.process.call("abort", "aborted")
     # Others go on while the load of the aborted one is held; its blocks must not be theirs.
     other = main_engine.one(prompt_of(700, seed=61), new_salt())
@@ -58,18 +57,19 @@ def test_abort_while_the_lookup_is_not_answered(engine: Driver) -> None:
                "lookups.lookup = ask_only")  # fmt: skip
     engine.process.call("add", "aborted", prompt, 4, salt)
     engine.process.call("step", 3)
+    asked = "result = len(scheduler.connector._scheduler._lookups._asked)"
+    assert engine.run(asked) == 1
     engine.process.call("abort", "aborted")
-    engine.run("lookups = scheduler.connector._scheduler._lookups; del lookups.lookup\nresult = len(lookups._asked)")
+    assert engine.run(asked) == 0
+    engine.run("del scheduler.connector._scheduler._lookups.lookup")
     check_still_served(engine, prompt, salt)
 
 
 def test_abort_while_running(engine: Driver) -> None:
     prompt, salt = stored(engine, seed=64)
     engine.process.call("add", "aborted", prompt, 200, salt)
-    for _ in range(100):
-        engine.process.call("step")
-        if engine.run("result = [request.num_output_tokens for request in scheduler.requests.values()]")[0] > 3:
-            break
+    engine.step_until("all(request.num_output_tokens > 3 for request in scheduler.requests.values())", "it decodes")
+    assert engine.run("result = len(scheduler.requests)") == 1
     engine.process.call("abort", "aborted")
     check_still_served(engine, prompt, salt)
 

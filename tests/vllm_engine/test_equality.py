@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.vllm_hits import bare_connector
-from lmcache.testing.vllm_spec import mp_connector
+from lmcache.testing.vllm_spec import patient_connector
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import running
 from tests.vllm_engine.driver import Driver
@@ -21,7 +21,7 @@ from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same
 def uncached_engine(server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """vLLM's prefix caching off: all that is known is known to us."""
     options = {"enable_prefix_caching": False}
-    yield from running(spec_of(model_folder, mp_connector(server.port), options=options), server)
+    yield from running(spec_of(model_folder, patient_connector(server.port), options=options), server)
 
 
 class TestHitEquality(HitEquality):

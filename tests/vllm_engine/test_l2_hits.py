@@ -14,12 +14,12 @@ from lmcache.testing.l2_dax import DaxBackend
 from lmcache.testing.l2_fs import FSBackend
 from lmcache.testing.l2_redis import RedisBackend
 from lmcache.testing.l2_s3 import MotoBackend
+from lmcache.testing.ports import free_port
 from lmcache.testing.redis_server import RedisServer, find_redis_server
 from lmcache.testing.s3_servers import ACCESS_KEY_ID, BUCKET, REGION, SECRET_ACCESS_KEY, MotoServer
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import Output, mp_connector
+from lmcache.testing.vllm_spec import Output, patient_connector
 from tests.l2.redis_servers import need_redis_server
-from tests.server.running import free_port
 from tests.vllm_engine.tiers import Tier, TierServer, tier_server
 from tests.vllm_serve.serving import wait_until
 from tests.vllm_shared.driver import spec_of
@@ -55,7 +55,7 @@ class Before:
 def start_engine(model_folder: pathlib.Path) -> StartEngine:
     @contextlib.contextmanager
     def started(port: int) -> Iterator[EngineProcess]:
-        process = EngineProcess(spec_of(model_folder, mp_connector(port, heartbeat_interval=0.1, mq_timeout=1.0)))
+        process = EngineProcess(spec_of(model_folder, patient_connector(port, heartbeat_interval=0.1)))
         try:
             yield process
         finally:

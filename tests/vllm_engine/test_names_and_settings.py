@@ -10,7 +10,7 @@ import pytest
 from lmcache.errors import ConfigError
 from lmcache.integration.vllm.mp_config import MPConnectorConfig, check_transfer_mode, parse_mp_config
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import mp_connector
+from lmcache.testing.vllm_spec import patient_connector
 from tests.conftest import new_pool_folder
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver
@@ -36,7 +36,7 @@ def test_chunk_size_that_blocks_do_not_divide_is_refused_at_start(model_folder: 
     server.start()
     try:
         with pytest.raises(RuntimeError, match=r"192.*128|128.*192"):
-            EngineProcess(spec_of(model_folder, mp_connector(server.port)))
+            EngineProcess(spec_of(model_folder, patient_connector(server.port)))
     finally:
         server.kill()
         shutil.rmtree(server.folder, ignore_errors=True)

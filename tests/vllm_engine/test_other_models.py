@@ -13,7 +13,7 @@ import pytest
 
 from lmcache.integration.vllm.layout import unsupported_reason
 from lmcache.testing.vllm_models import TINY_DEEPSEEK, TINY_GEMMA3, TINY_LFM2, TINY_LLAMA, write_adapter
-from lmcache.testing.vllm_spec import mp_connector
+from lmcache.testing.vllm_spec import patient_connector
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import running
 from tests.vllm_engine.driver import Driver
@@ -31,7 +31,7 @@ def start(server: CacheServer, tmp_path: pathlib.Path) -> StartEngine:
     def started(
         model: dict[str, Any], options: dict[str, Any] | None = None, joins: bool = True, **settings: Any
     ) -> Iterator[Driver]:
-        connector = mp_connector(server.port, **settings)
+        connector = patient_connector(server.port, **settings)
         spec = spec_of(tmp_path / "model", connector, model=dict(model), options=options or {})
         yield from running(spec, server, joins)
 

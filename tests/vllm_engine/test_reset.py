@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import time
 
 import pytest
 
 from lmcache.testing.vllm_models import TINY_LLAMA, write_model, write_weights
 from lmcache.testing.vllm_spec import Gate
+from lmcache.testing.waiting import wait_until
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.driver import Driver
 from tests.vllm_shared.prompts import new_salt, prompt_of, same
@@ -20,6 +20,7 @@ def held(*arguments):
     return gather(*arguments)
 engine._transfer._copier.gather = held
 """
+IS_COMPUTED = "any(request.num_computed_tokens for request in scheduler.requests.values())"
 
 
 @pytest.fixture
@@ -45,11 +46,8 @@ def test_old_keys_are_gone_for_good(engine: Driver) -> None:
     reset(engine)
     assert set(engine.server.roots()).isdisjoint(roots)
     assert engine.one(prompt, salt).num_cached_tokens == 0
-    deadline = time.monotonic() + 20.0
     old = f"result = engine.pool.l1.has_root(bytes.fromhex('{roots[0]}'))"
-    while engine.server.run(old):
-        assert time.monotonic() < deadline, "old objects stay"
-        time.sleep(0.05)
+    wait_until(lambda: not engine.server.run(old))
     engine.store(prompt[:768], salt)
     hit = engine.hit(prompt, salt)
     assert hit.num_cached_tokens == 768
@@ -87,8 +85,7 @@ def test_running_requests_are_not_saved_under_the_new_root(engine: Driver) -> No
     prompt, salt = prompt_of(1900, seed=143), new_salt()
     reset(engine)
     engine.process.call("add", "running", prompt, 60, salt)
-    while not engine.run("result = any(request.num_computed_tokens for request in scheduler.requests.values())"):
-        engine.process.call("step")
+    engine.step_until(IS_COMPUTED, "its first tokens are computed")
     assert engine.run("result = all(not request.num_output_tokens for request in scheduler.requests.values())")
     assert engine.process.call("reset_with_connector") is False  # its blocks are in use
     engine.wait_until_joined()
@@ -103,11 +100,9 @@ def test_preempted_by_the_reset_and_resumed(engine: Driver) -> None:
     engine.store(prompt[:768], salt)
     engine.process.call("add", "running", prompt, 300, salt)
     # Neither loads nor saves under way: vLLM could not start anew.
-    is_decoding = "result = all(request.num_output_tokens for request in scheduler.requests.values())"
-    for _ in range(200):
-        engine.process.call("step")
-        if engine.run(is_decoding) and not engine.state["num_open_saves"]:
-            break
+    is_decoding = "all(request.num_output_tokens for request in scheduler.requests.values())"
+    engine.step_until(f"{is_decoding} and not scheduler.connector.has_pending_push_work()", "it only decodes")
+    assert engine.run("result = len(scheduler.requests)") == 1
     assert engine.run("result = scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)")
     finished = engine.process.call("finish")
     assert len(finished["running"].token_ids) == 300
@@ -125,6 +120,7 @@ def test_answer_to_a_lookup_from_before_the_reset_is_not_used(engine: Driver) ->
     )
     engine.process.call("add", "asked", prompt, 4, salt)
     engine.process.call("step", 2)
+    assert engine.run("result = len(scheduler.connector._scheduler._lookups._asked)") == 1
     assert engine.process.call("reset_with_connector") is True
     engine.run("del scheduler.connector._scheduler._lookups.lookup")
     engine.wait_until_joined()
@@ -151,8 +147,7 @@ def test_nothing_is_saved_until_a_reset_succeeds(engine: Driver) -> None:
     """vLLM could not follow: what it computes now may stand on KV of before."""
     prompt, salt = prompt_of(1900, seed=146), new_salt()
     engine.process.call("add", "running", prompt, 60, salt)
-    while not engine.run("result = any(request.num_computed_tokens for request in scheduler.requests.values())"):
-        engine.process.call("step")
+    engine.step_until(IS_COMPUTED, "its first tokens are computed")
     assert engine.process.call("reset_with_connector") is False
     engine.wait_until_joined()
     follower = prompt_of(1000, seed=147, shared=prompt[:512])

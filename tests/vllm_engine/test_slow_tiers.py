@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from lmcache.testing.vllm_spec import Gate, mp_connector
+from lmcache.testing.vllm_spec import Gate, patient_connector
+from lmcache.testing.waiting import wait_until
 from tests.vllm_engine.cache_server import CacheServer
 from tests.vllm_engine.conftest import running, running_server
 from tests.vllm_engine.driver import Driver
@@ -36,10 +37,7 @@ def slow(key, target):
 adapter.load = slow
 """
 PLAIN_LOADS = "engine.storage.tiers()[0].adapter.__dict__.pop('load', None)"
-IS_IDLE = """
-storage = engine.storage
-result = not (storage.prefetches.num_jobs + storage.stores.num_pending + storage.stores.num_inflight)
-"""
+IS_IDLE = "result = engine.storage.prefetches.is_at_rest and engine.storage.stores.wait_until_empty(0.0)"
 WAITING = "result = [request.request_id for request in scheduler.requests.values() if not request.num_computed_tokens]"
 
 
@@ -51,7 +49,7 @@ def tier_server() -> Iterator[CacheServer]:
 @pytest.fixture(scope="module")
 def tier_engine(tier_server: CacheServer, model_folder: pathlib.Path) -> Iterator[Driver]:
     """Room for 24 blocks. Its server is asked seldom whether it lives: nothing here may depend on that."""
-    connector = mp_connector(
+    connector = patient_connector(
         tier_server.port, heartbeat_interval=60.0, save_decode_cache=True, held_blocks_fraction=0.5
     )
     options = {"num_gpu_blocks_override": NUM_BLOCKS, "max_model_len": 2048}
@@ -71,15 +69,8 @@ def engine(tier_engine: Driver, tier_server: CacheServer) -> Iterator[Driver]:
         wait_until_idle(tier_server)
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20.0
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def wait_until_idle(server: CacheServer) -> None:
-    wait_until(lambda: bool(server.run(IS_IDLE)), "L2 is done")
+    wait_until(lambda: server.run(IS_IDLE))
 
 
 def holds_nothing_for_requests(server: CacheServer) -> bool:
@@ -122,11 +113,8 @@ def test_others_are_served_meanwhile(engine: Driver, gate: Gate, tmp_path: pathl
     hold_loads(engine, tmp_path)
     add_and_wait(engine, gate, prompt, salt)
     engine.process.call("add", "other", prompt_of(700, seed=201), 20, new_salt())
-    for _ in range(200):
-        engine.process.call("step")
-        if len(engine.run("result = list(scheduler.requests)")) == 1:
-            break
-    assert len(engine.run(WAITING)) == 1, "the other request must end, and the first one wait on"
+    engine.step_until("len(scheduler.requests) == 1", "the other request must end")
+    assert len(engine.run(WAITING)) == 1, "and the first one wait on"
     gate.open()
     outputs = engine.process.call("finish")
     assert (outputs["other"].num_cached_tokens, outputs["other"].finish_reason) == (0, "length")
@@ -144,8 +132,8 @@ def test_abort_while_waiting(engine: Driver, gate: Gate, tmp_path: pathlib.Path,
     gate.wait_until_held()  # the hint starts it, before any step
     engine.process.call("abort", "aborted")
     assert engine.one(prompt_of(700, seed=211), new_salt()).finish_reason == "length"
-    wait_until(lambda: holds_nothing_for_requests(engine.server), "the server forgets the request")
-    assert engine.server.report()["writing"] == 3, "its loads are under way"
+    wait_until(lambda: holds_nothing_for_requests(engine.server))
+    wait_until(lambda: engine.server.report()["writing"] == 3)  # its loads are under way
     gate.open()
     wait_until_idle(engine.server)
     engine.check_nothing_held()
@@ -178,6 +166,7 @@ def test_tier_that_does_not_answer_in_time(engine: Driver, gate: Gate, tmp_path:
     prompt, salt = only_in_l2(engine, seed=230)
     hold_loads(engine, tmp_path)
     patience = "scheduler.connector._scheduler._lookups._prefetch_wait_s = {}"
+    usual_s = engine.run("result = scheduler.connector._scheduler._lookups._prefetch_wait_s")
     engine.run(patience.format(0.4))
     begun_s = time.monotonic()
     missed = engine.hit(prompt, salt)
@@ -185,7 +174,7 @@ def test_tier_that_does_not_answer_in_time(engine: Driver, gate: Gate, tmp_path:
     assert missed.num_cached_tokens == 0
     assert engine.state["is_joined"]
     gate.open()
-    engine.run(patience.format(10.0))
+    engine.run(patience.format(usual_s))
     wait_until_idle(engine.server)
     engine.process.settle()
     hit = engine.hit(prompt, salt)
@@ -223,4 +212,4 @@ def test_server_dies_while_it_is_waited_for(engine: Driver, gate: Gate, tmp_path
     print(f"computed {took_s:.2f} s after the server's death")
     assert output.num_cached_tokens == 0
     assert same(output, computed)
-    assert took_s < 5.0, "half of what it may wait for L2"
+    assert took_s < 40.0, "half of what it may wait for L2"

@@ -19,6 +19,7 @@ from tests.vllm_serve.serving import (
     encode_key,
     is_stored_in_l2,
     keys_in_l2,
+    l1_status,
     metric,
     num_clients,
     wait_until,
@@ -80,6 +81,7 @@ def tier_server(port: int, tier: Tier) -> Iterator[TierServer]:
     process = RunningServer(folder, *flags)
     try:
         process.wait_until_up()
+        wait_until(lambda: not l1_status(process)["is_populating"], "there is room in L1")
         yield TierServer(process)
     finally:
         process.close()

@@ -11,7 +11,7 @@ from lmcache.embedded.lookup.statistics_client import ChunkStatisticsLookupClien
 from lmcache.embedded.statistics.making import make_recorder
 from lmcache.testing.paged_memory import BLOCK_SIZE, CHUNK_SIZE
 from tests.embedded.statistics.site import counted
-from tests.vllm_identity.test_embedded_scheduler import EmbeddedScheduler, Site
+from tests.vllm_identity.scheduler_site import EmbeddedScheduler, Site
 
 
 class CountingSite(Site):

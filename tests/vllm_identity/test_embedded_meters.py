@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing vLLM warns
     from lmcache.integration.vllm.embedded_gauges import watch_scheduler
     from lmcache.integration.vllm.embedded_worker import tokens_of
-    from tests.vllm_identity.test_embedded_scheduler import Site
+    from tests.vllm_identity.scheduler_site import Site
 
 
 @pytest.fixture

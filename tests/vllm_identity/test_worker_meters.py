@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from lmcache.embedded.config import EmbeddedConfig
+from lmcache.embedded.engine import EmbeddedEngine
 from lmcache.embedded.jobs import RetrieveJob, RetrievePart, StoreJob
 from lmcache.embedded.metrics import EmbeddedMetrics
 from lmcache.integration.vllm.parallel import ParallelStrategy
 from lmcache.telemetry.periodic import PeriodicThreadRegistry
 from lmcache.testing.paged_memory import CHUNK_SIZE, NUM_LAYERS, PagedMemory, make_layout
+from lmcache.testing.waiting import PATIENCE_S, wait_until
 from tests.embedded.site import NUM_BLOCKS, ROOT, blocks_of, config_of, digests_of
 from tests.embedded.test_metrics import make, shown
 from tests.embedded.tiers import memory
@@ -46,8 +48,12 @@ class Half:
         watch_worker(self.meter, self.worker)
         self.memory = PagedMemory(0, NUM_BLOCKS)
 
-    def register(self) -> None:
+    def register(self) -> EmbeddedEngine:
         self.worker.register(make_layout(NUM_BLOCKS), [self.memory.pages])
+        engine = self.worker.engine
+        assert engine is not None
+        engine.pool.wait_until_populated(PATIENCE_S)
+        return engine
 
     def step(self, loads: str = "", stores: str = "") -> None:
         """As vLLM's model runner: all hooks, around layers that change nothing."""
@@ -110,17 +116,14 @@ def test_loads_that_failed_hit_nothing(half: Half) -> None:
 @pytest.mark.parametrize("is_layerwise", [False, True])
 def test_a_load_that_a_pool_cannot_hold_at_once_is_loaded_all_the_same(is_layerwise: bool) -> None:
     half = Half(is_layerwise, lambda: config_of(4, backends=(memory(),)))
-    half.register()
-    engine = half.worker.engine
-    assert engine is not None
-    engine.pool.wait_until_populated(20.0)
+    engine = half.register()
     for names in ("abc", "def"):
         half.step(stores=names)
-        assert engine.storage.stores.wait_until_empty(20.0)
+        assert engine.storage.stores.wait_until_empty(PATIENCE_S)
     half.step(loads="abcdef")
     assert half.worker.take_bad_block_ids() == set()
     assert shown(half.meter)["num_hit_tokens_total"] == 6 * CHUNK_SIZE - 1
     half.step(loads="abcx")
     assert half.worker.take_bad_block_ids() == {block_id for place in range(4) for block_id in blocks_of(place)}
-    assert engine.l1.report()["read_locked_count"] == 0
+    wait_until(lambda: engine.l1.report()["read_locked_count"] == 0)  # the fetch has answered before it lets go
     half.worker.close()

@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from lmcache.testing.ports import free_port
 from lmcache.testing.vllm_models import TINY_LLAMA, write_model, write_weights
-from lmcache.testing.vllm_spec import mp_connector
-from tests.server.running import RunningServer, free_port
+from lmcache.testing.vllm_spec import patient_connector
+from tests.server.running import RunningServer
 
 CHUNK = 256
 
@@ -40,4 +41,4 @@ def cache_server(make_pool_folder: Callable[[], pathlib.Path]) -> Iterator[Runni
 
 @pytest.fixture(scope="module")
 def connector(cache_server: RunningServer) -> dict[str, Any]:
-    return mp_connector(int(cache_server.zmq_url.rsplit(":", 1)[1]))
+    return patient_connector(int(cache_server.zmq_url.rsplit(":", 1)[1]))

@@ -17,24 +17,25 @@ from lmcache.integration.vllm.lmcache_mp_connector import LMCacheMPConnector
 from lmcache.kv_copy.cpu import CpuCopier
 
 
-class _SlowCopier(CpuCopier):
-    """Gathers a chunk in no less than `seconds_per_chunk`."""
+class _HeldCopier(CpuCopier):
+    """Gathers nothing while `hold_file` exists."""
 
-    seconds_per_chunk = 0.0
+    hold_file = pathlib.Path("/nowhere")
 
     def gather(self, block_ids: Sequence[int], slot: np.ndarray) -> None:
-        time.sleep(self.seconds_per_chunk)
+        while self.hold_file.exists():
+            time.sleep(0.01)
         super().gather(block_ids, slot)
 
 
 class HandicappedConnector(LMCacheMPConnector):
-    """`test.seconds_per_chunk`: how slowly it saves. `test.mute_file`: while it exists, rank 1 saves nothing."""
+    """`test.hold_file`: while it exists, saves stand still. `test.mute_file`: while it exists, rank 1 saves nothing."""
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         from lmcache.integration.vllm import worker_adapter
 
-        _SlowCopier.seconds_per_chunk = float(self._extra("test.seconds_per_chunk", 0))
-        worker_adapter.CpuCopier = _SlowCopier  # type: ignore[misc]
+        _HeldCopier.hold_file = pathlib.Path(self._extra("test.hold_file", "/nowhere"))
+        worker_adapter.CpuCopier = _HeldCopier  # type: ignore[misc]
         super().register_kv_caches(kv_caches)
 
     def wait_for_save(self) -> None:

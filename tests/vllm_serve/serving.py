@@ -19,21 +19,25 @@ import httpx
 import psutil
 
 from lmcache.core.keys import ObjectKey
+from lmcache.testing.ports import free_port
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_models import TINY_LLAMA
 from lmcache.testing.vllm_spec import ENVIRONMENT
 from tests.conftest import child_env
-from tests.server.running import RunningServer, free_port
+from tests.server.running import RunningServer
 
-_UP_S = 240.0
-WARM_UP_TOKENS = 300  # a whole chunk
+_UP_S = 480.0  # three processes, each of which takes seconds to import what it needs
+_WARM_UP_TOKENS = 300  # a whole chunk
 _DOWN_S = 60.0
 
 
-def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(
+    is_so: Callable[[], bool], what: str, timeout_s: float = 60.0, show: Callable[[], object] = lambda: ""
+) -> None:
+    """`show`: what there is instead."""
     deadline = time.monotonic() + timeout_s
     while not is_so():
-        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
+        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what} {show()}"
         time.sleep(0.02)
 
 
@@ -71,19 +75,30 @@ def num_clients(server: RunningServer) -> int:
     return int(status(server).get("worker_liveness", {}).get("tracked_instances", 0))
 
 
-def wait_until_it_saves(engine: EngineProcess, server: RunningServer) -> None:
-    """An engine that the server knows may not know it yet: its scheduler learns the root of its keys a moment
-    after all have registered, and what it is asked before that is not saved. Leaves nothing in L1."""
-    before = int(l1_status(server)["total_object_count"])
+def wait_until_it_finds(ask: Callable[[list[int]], int], forget: Callable[[], None], server: RunningServer) -> None:
+    """An engine that the server knows may not know it yet: its scheduler learns the root of its keys a moment after
+    all have registered, and connects for its lookups then. What it is asked before that is neither saved nor found.
+
+    `ask`: how many tokens of a prompt it did not compute. Leaves nothing in L1.
+    """
     number = itertools.count()
 
-    def has_saved() -> bool:
-        engine.generate([random_prompt(f"warm-up {next(number)}", WARM_UP_TOKENS)], 1, salts=["warm-up"])
-        engine.forget()
-        return int(l1_status(server)["total_object_count"]) > before
+    def has_found() -> bool:
+        prompt = random_prompt(f"warm-up {next(number)}", _WARM_UP_TOKENS)
+        ask(prompt)
+        forget()
+        num_cached = ask(prompt)
+        forget()
+        return num_cached > 0
 
-    wait_until(has_saved, "the engine saves what it computes")
+    wait_until(has_found, "the engine finds what it has saved")
     assert server.http.post("/clear-cache").status_code == 200
+
+
+def wait_until_it_saves(engine: EngineProcess, server: RunningServer) -> None:
+    """And finds it again."""
+    ask = lambda prompt: engine.generate([prompt], 1, salts=["warm-up"])[0].num_cached_tokens  # noqa: E731
+    wait_until_it_finds(ask, engine.forget, server)
 
 
 def is_stored_in_l2(server: RunningServer) -> bool:
@@ -191,15 +206,19 @@ class VllmServe:
 
     def forget(self) -> None:
         """Until vLLM could empty its own prefix cache: then no save holds a block any more."""
-        self.http.post("/reset_prefix_cache").raise_for_status()
+        wait_until(self._has_forgotten, "no save holds a block")
 
-    def metric(self, name: str) -> float:
-        return metric(self.http.get("/metrics").text, name)
+    def _has_forgotten(self) -> bool:
+        return bool(self.http.post("/reset_prefix_cache").raise_for_status().json()["success"])
+
+    def metrics(self) -> str:
+        return self.http.get("/metrics").text
 
     def close(self) -> None:
         with process_tree_killed(self._process.pid):
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_DOWN_S)
+        self._process.wait()
         self.http.close()
         self._log.close()

@@ -41,7 +41,8 @@ def pipeline(model: pathlib.Path, cache_server: RunningServer, connector: dict[s
         "pipeline_parallel_size": 2, "max_model_len": 2048, "num_gpu_blocks_override": LLAMA_BLOCKS,
         "enforce_eager": False, "compilation_config": {"mode": 3, "backend": "eager"},
     }  # fmt: skip
-    spec = EngineSpec(model, connector=connector, options=options, environment=TWO_RANKS, multiprocess=True)
+    environment = TWO_RANKS | {"TORCH_COMPILE_DISABLE": "0"}
+    spec = EngineSpec(model, connector=connector, options=options, environment=environment, multiprocess=True)
     yield from started(cache_server, spec)
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from lmcache.core.keys import ObjectKey, make_kv_rank
 from lmcache.testing.l2_fs import FSBackend
+from lmcache.testing.ports import free_port
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import EngineSpec, Output
-from tests.server.running import RunningServer, free_port
+from tests.server.running import RunningServer
 from tests.vllm_serve.conftest import CHUNK
 from tests.vllm_serve.serving import (
     handicapped,

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from lmcache.testing.ports import free_port
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import EngineSpec, embedded_connector
-from tests.internal_api.serving import free_port
 from tests.vllm_shared.driver import spec_of
 from tests.vllm_v1.driver import EmbeddedDriver
 from tests.vllm_v1.operators import Operated, apis
@@ -29,14 +29,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def v1_connector(keep_on_reset: bool = True, **settings: Any) -> dict[str, Any]:
-    """With a small pool; the tests reset vLLM's prefix cache only to make it forget."""
-    return embedded_connector(keep_on_reset, **{"max_local_cpu_size": POOL_GB, **settings})
+    """With a small pool; the tests reset vLLM's prefix cache only to make it forget. A rank that gets no processor for
+    a while is waited for, where a user would rather compute."""
+    return embedded_connector(keep_on_reset, **{"max_local_cpu_size": POOL_GB, "lookup_timeout_ms": 30_000, **settings})
 
 
 def running(spec: EngineSpec) -> Iterator[EmbeddedDriver]:
     process = EngineProcess(spec)
     driver = EmbeddedDriver(process)
     try:
+        driver.wait_for_tiers()
         yield driver
         folder = driver.pool_folder()
     finally:
@@ -79,13 +81,14 @@ def small_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
 @pytest.fixture(scope="session")
 def operated_engine(model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     """With events, a disk tier, and the internal API of both halves."""
-    port, disk = free_port(), tmp_path_factory.mktemp("operated") / "disk"
+    port, disk = free_port(2), tmp_path_factory.mktemp("operated") / "disk"
     events = {"enable_kv_cache_events": True, "publisher": "null"}
     connector = on_disk(
         disk, enable_kv_events=True, internal_api_server_enabled=True, internal_api_server_port_start=port
     )
     for engine in running(spec_of(model_folder, connector, options={"kv_events_config": events})):
         with apis(port) as (scheduler, worker):
+            scheduler.be_patient()
             yield Operated(engine, scheduler, worker, disk)
 
 

@@ -12,6 +12,7 @@ import httpx
 
 from tests.vllm_v1.driver import EmbeddedDriver
 from tests.vllm_v1.tiers import object_files, wait_until_stored
+from tests.vllm_v1.waiting import wait_until
 
 _TIMEOUT_S = 60.0
 # What vLLM's scheduler would publish.
@@ -27,6 +28,17 @@ scheduler.connector.take_events = spy
 _TOLD = """
 del scheduler.connector.take_events
 result = [list(event.token_ids) for event in engine.told]
+"""
+
+
+# As much as tests in one process: see the conftest of `tests/embedded`.
+_PATIENT_MODULES = [f"lmcache.embedded.{name}" for name in ("backends", "engine_operations", "tier_engine")]
+_BE_PATIENT = b"""
+import lmcache.embedded.backends as backends
+import lmcache.embedded.engine_operations as engine_operations
+import lmcache.embedded.tier_engine as tier_engine
+backends.OPEN_PATIENCE_S = tier_engine.OPEN_PATIENCE_S = backends._SETTLE_S = engine_operations._HAND_OVER_S = 30.0
+result = "patient"
 """
 
 
@@ -55,6 +67,12 @@ class Api:
         updated: dict[str, Any] = self.json("POST", "/conf", body=values)["updated"]
         assert updated.keys() == values.keys()
         return updated
+
+    def be_patient(self) -> None:
+        """What its process waits a moment for, a tier that opens or is written to, it waits for as long as it takes."""
+        self.set(script_allowed_imports=_PATIENT_MODULES)
+        assert self.ask("POST", "/run_script", files={"script": _BE_PATIENT}).text == "patient"
+        self.set(script_allowed_imports=None)
 
     def settings(self) -> dict[str, Any]:
         found: dict[str, Any] = self.json("GET", "/conf")
@@ -112,6 +130,7 @@ class Operated:
 
     def l1_order(self) -> tuple[list[bytes], list[bytes]]:
         """Digests that L1 holds by their last use, and in the order in which they would be evicted."""
+        self.settle()
         found: tuple[list[bytes], list[bytes]] = self.engine.run(
             "state = worker.engine.l1._state\n"
             "scanned = state.slots.records.scan()\n"
@@ -121,6 +140,11 @@ class Operated:
             "result = used, [ready[slot] for slot in state.policy.victims()]\n"
         )
         return found
+
+    def settle(self) -> None:
+        """What was fetched for a lookup is let go of a moment after that was answered."""
+        source = "result = worker.engine.storage.prefetches.is_at_rest"
+        wait_until(lambda: self.engine.run(source), "nothing is being fetched")
 
     def num_in_l1(self) -> int:
         return len(self.l1_order()[0])
@@ -138,6 +162,7 @@ class Operated:
     def leave_disk_only(self) -> None:
         """What is held is held by the disk tier alone."""
         self.files()
+        self.settle()
         self.worker.json("DELETE", "/cache/clear?locations=LocalCPUBackend")
         assert self.num_in_l1() == 0
 
@@ -158,6 +183,7 @@ class Operated:
             if api.lookup_name() != name:
                 api.ask("POST", "/lookup/create")
         self.files()
+        self.settle()
         self.worker.ask("DELETE", "/cache/clear")
         self.engine.check_nothing_held()
         assert not self.files()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pathlib
 import socket
 
-from tests.internal_api.serving import free_port
+from lmcache.testing.ports import free_port
 from tests.vllm_shared.prompts import prompt_of
 from tests.vllm_v1.conftest import opened, v1_connector
 from tests.vllm_v1.operators import apis
-from tests.vllm_v1.tiers import wait_until
+from tests.vllm_v1.waiting import wait_until
 
 TOKEN = "a-token-of-sixteen-characters-or-more"
 PROMPT = prompt_of(600, seed=1300)
@@ -26,7 +26,7 @@ def test_port_that_is_taken_and_tokens(model_folder: pathlib.Path, tmp_path: pat
     tokens.write_text(f"admin {TOKEN}\n")
     tokens.chmod(0o600)
     with socket.socket() as taken:
-        port = free_port()
+        port = free_port(2)
         taken.bind(("127.0.0.1", port))
         taken.listen()
         connector = v1_connector(

@@ -12,9 +12,16 @@ from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same
 from tests.vllm_v1.conftest import running, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
 from tests.vllm_v1.settings import changed
+from tests.vllm_v1.waiting import wait_until
 
 # Lookups reach the rank, and are not answered.
 _HANG = "engine.asked = []; worker.lookup_later = lambda lookup_id, *rest: engine.asked.append(lookup_id)"
+_STEP_UNTIL_ASKED = """
+import time
+deadline_s = time.monotonic() + 30
+while not engine.asked and time.monotonic() < deadline_s:
+    engine.step()
+"""
 _ANSWER = "del worker.lookup_later; result = len(engine.asked)"
 
 
@@ -52,6 +59,7 @@ def test_request_that_is_aborted_while_its_lookup_is_under_way(engine: EmbeddedD
     engine.run(_HANG)
     try:
         engine.process.call("add", "aborted", prompt, 8, salt)
+        engine.run(_STEP_UNTIL_ASKED)
         elapsed_s = engine.run(
             "import time; began_s = time.monotonic()\n"
             "for _ in range(10): engine.step()\n"
@@ -73,7 +81,9 @@ def test_lookup_that_is_never_answered_is_a_miss(engine: EmbeddedDriver) -> None
     try:
         with changed(engine, lookup_timeout_ms=100):
             missed = engine.hit(prompt, salt)
+        wait_until(lambda: engine.run("result = len(engine.asked)") == 1, "the rank is asked")
     finally:
         assert engine.run(_ANSWER) == 1
+    wait_until(lambda: engine.run("result = half.client.current.is_up"), "it gives a sign of life")
     assert missed.num_cached_tokens == 0
     assert same(missed, cold)

@@ -45,6 +45,7 @@ def test_hot_cache_off(operated: Operated) -> None:
 def test_hot_cache_off_under_traffic(operated: Operated) -> None:
     engine, salt = operated.engine, new_salt()
     engine.store(PROMPT, salt)
+    operated.files()
     prompts = [prompt_of(900, seed=710 + index, shared=PROMPT[:600]) for index in range(6)]
     engine.process.forget()
     engine.process.begin("generate", prompts, 30, salts=[salt] * len(prompts))

@@ -8,7 +8,8 @@ import pytest
 
 from tests.vllm_shared.prompts import new_salt, prompt_of, same, worst_error
 from tests.vllm_v1.driver import EmbeddedDriver
-from tests.vllm_v1.settings import CLEAR_AT, STOP_CLEARING
+from tests.vllm_v1.settings import CLEAR_AT, STOP_CLEARING, changed
+from tests.vllm_v1.waiting import wait_until
 
 
 @pytest.fixture(params=["retrieve.check", "retrieve.copied"])
@@ -99,19 +100,15 @@ def test_rank_that_does_not_answer_costs_one_deadline(engine: EmbeddedDriver) ->
         # It is asked over its socket, as a rank in another process is.
         "from lmcache.embedded.lookup import here\n"
         "engine.offers, here._targets = here._targets, {}\n"
-        "half._config.set('lookup_timeout_ms', 100)\n"
     )
-    for number in range(3):
-        assert engine.one(prompt_of(600, seed=f"silent {number}"), salt, max_tokens=1).num_cached_tokens == 0
-    assert engine.run("result = engine.num_asked, half.client.current.is_up") == (1, False)
-    engine.run(
-        "from lmcache.embedded.lookup import here\n"
-        "here._targets = engine.offers\n"
-        "del worker.lookup; engine.pause.set(); half._config.set('lookup_timeout_ms', 3000)"
-    )
-    for _ in range(200):
-        engine.process.forget()
-        if engine.one(prompt, salt, max_tokens=1).num_cached_tokens == 512:
-            break
+    with changed(engine, lookup_timeout_ms=100):
+        for number in range(3):
+            assert engine.one(prompt_of(600, seed=f"silent {number}"), salt, max_tokens=1).num_cached_tokens == 0
+        wait_until(lambda: engine.run("result = engine.num_asked") > 0, "the rank is asked")
+        assert engine.run("result = engine.num_asked, half.client.current.is_up") == (1, False)
+    engine.run("del worker.lookup; engine.pause.set()")
+    # Still over its socket: it must give a sign of life first.
+    wait_until(lambda: engine.hit(prompt, salt, max_tokens=1).num_cached_tokens == 512, "the rank is asked again")
+    engine.run("from lmcache.embedded.lookup import here; here._targets = engine.offers")
     assert engine.hit(prompt, salt).num_cached_tokens == 512
     assert any("did not answer" in line for line in engine.log_lines())

@@ -8,13 +8,27 @@ import pytest
 
 from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same
 from tests.vllm_v1.operators import Operated
-from tests.vllm_v1.tiers import object_files, wait_until
+from tests.vllm_v1.tiers import object_files
 from tests.vllm_v1.traffic import Traffic
+from tests.vllm_v1.waiting import wait_until
 
 # What L1 holds, for a script: the engine answers nobody else while it serves.
 _HELD = b"""
-state = app.state.lmcache_adapter.engine.l1._state
+state = app.state.lmcache_adapter.lmcache_engine.l1._state
 result = str([digest.hex() for _, digest, _ in state.ready_slots()])
+"""
+
+# Requests are not over before anybody could have frozen anything: from the twentieth store on they wait for it.
+_BRAKE = """
+import time
+engine.num_stores, store = 0, worker.engine.store
+def braked(job):
+    engine.num_stores += 1
+    deadline_s = time.monotonic() + 60
+    while engine.num_stores > 20 and not worker.engine.is_frozen and time.monotonic() < deadline_s:
+        time.sleep(0.002)
+    return store(job)
+worker.engine.store = braked
 """
 
 
@@ -55,6 +69,7 @@ def test_freeze_while_requests_run(operated: Operated) -> None:
     """Whatever was being stored has arrived when the call is answered, or never does."""
     engine, salt = operated.engine, new_salt()
     prompts = [prompt_of(1100, seed=620 + index) for index in range(30)]
+    engine.run(_BRAKE)
     with operated.told() as told:
         engine.process.begin("generate", prompts, 4, salts=[salt] * len(prompts))
         wait_until(lambda: bool(object_files(operated.disk)), "something is stored")
@@ -62,6 +77,7 @@ def test_freeze_while_requests_run(operated: Operated) -> None:
         files = object_files(operated.disk)
         outputs = engine.process.answer()
         held = operated.l1_order()[0]
+    engine.run("del worker.engine.store")
     assert [len(output.token_ids) for output in outputs] == [4] * len(prompts)
     assert object_files(operated.disk) == files
     assert len(told) == len(held) < 4 * len(prompts)

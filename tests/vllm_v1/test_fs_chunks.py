@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from lmcache.testing.vllm_engine import EngineProcess
-from lmcache.testing.vllm_spec import mp_connector
+from lmcache.testing.vllm_spec import patient_connector
 from tests.server.running import RunningServer
 from tests.vllm_serve.serving import is_stored_in_l2, wait_until
 from tests.vllm_shared.driver import spec_of
@@ -33,7 +33,7 @@ def servers_files(
     server = RunningServer(pool, "--l1-size-gb", "0.125", "--l2-adapter", adapter)
     try:
         server.wait_until_up()
-        process = EngineProcess(spec_of(model_folder, mp_connector(int(server.zmq_url.rsplit(":", 1)[1]))))
+        process = EngineProcess(spec_of(model_folder, patient_connector(int(server.zmq_url.rsplit(":", 1)[1]))))
         try:
             assert process.call("wait_until_joined")
             process.generate([PROMPT], 1)

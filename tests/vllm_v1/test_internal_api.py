@@ -11,6 +11,7 @@ from lmcache.utils import COMMIT_ID, VERSION, get_version
 from tests.internal_api.document_002 import BESIDES, DOCUMENTED
 from tests.vllm_shared.prompts import CHUNK, prompt_of
 from tests.vllm_v1.operators import Api, Operated
+from tests.vllm_v1.waiting import wait_until
 
 SETTINGS = "min_retrieve_tokens,save_decode_cache"
 OK, BAD, NONE, NO_ENGINE = 200, 400, 404, 503
@@ -211,9 +212,10 @@ def test_threads_and_scripts(operated: Operated) -> None:
     assert "PinMonitor-thread" in names
     pinning = operated.worker.json("GET", "/periodic-threads/PinMonitor-thread")
     assert (pinning["level"], pinning["interval"], pinning["is_running"]) == ("critical", 30.0, True)
-    assert operated.worker.json("GET", "/periodic-threads-health")["healthy"]
+    # One that had no turn for a few seconds is late, and then is not.
+    wait_until(lambda: operated.worker.json("GET", "/periodic-threads-health")["healthy"], "all loops run")
     assert "api-server-thread" in operated.scheduler.ask("GET", "/threads").text
-    script = b"result = app.state.lmcache_adapter.metadata.role"
+    script = b"result = app.state.lmcache_adapter.lmcache_engine_metadata.role"
     for api, role in ((operated.scheduler, "scheduler"), (operated.worker, "worker")):
         assert api.ask("POST", "/run_script", files={"script": script}).text == role
 

@@ -27,21 +27,25 @@ result = engine.num_by_layers
 for name in engine.num_by_layers:
     delattr(worker.engine, name)
 """
-# A load that gets stuck at a layer, for longer than anybody waits.
+# A load that gets stuck at a layer, for as long as anybody waits: until its step ends.
 _STICK = """
 import threading
+from lmcache.embedded.layer_loads import LayerLoads
 from lmcache.embedded.layer_transfers import LayerLoad
-engine.copy, engine.may_go = LayerLoad.copy, threading.Event()
+engine.copy, engine.end, engine.may_go = LayerLoad.copy, LayerLoads.end, threading.Event()
 def copy(load, layer):
     if layer == 2:
-        threading.Timer(2.0, engine.may_go.set).start()
-        engine.may_go.wait(30)
+        engine.may_go.wait(60)
     engine.copy(load, layer)
-LayerLoad.copy = copy
+def end(loads, *arguments, **options):
+    engine.may_go.set()
+    return engine.end(loads, *arguments, **options)
+LayerLoad.copy, LayerLoads.end = copy, end
 """
 _UNSTICK = """
+from lmcache.embedded.layer_loads import LayerLoads
 from lmcache.embedded.layer_transfers import LayerLoad
-LayerLoad.copy = engine.copy
+LayerLoad.copy, LayerLoads.end = engine.copy, engine.end
 """
 
 

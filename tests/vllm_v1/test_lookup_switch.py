@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.vllm_shared.prompts import new_salt, prompt_of
 from tests.vllm_v1.lookup_flow import BYPASS, SYNC, check_flow, limited
 from tests.vllm_v1.operators import Operated
-from tests.vllm_v1.tiers import wait_until
 from tests.vllm_v1.traffic import Traffic
+from tests.vllm_v1.waiting import wait_until
 
 PROMPTS = [prompt_of(700, seed=900), prompt_of(1100, seed=901)]
 HELD, HALF = [512, 1024], [256, 512]
 
-# A rank whose tiers do not answer: it waits for as long as it may.
+# A rank whose tiers do not answer until they may.
 _HANG = """
 import time
 def hang(lookup_id, prompt, wait_s):
     began.touch()
-    time.sleep(wait_s)
+    deadline_s = time.monotonic() + wait_s
+    while not may_end.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     return 0
 worker.lookup = hang
 """
@@ -96,7 +100,13 @@ def test_chunks_are_counted_once_a_client_counts(operated: Operated) -> None:
         operated.engine.hit(PROMPTS[0], salt, max_tokens=1)
     scheduler.ask("POST", "/chunk_statistics/stop")
     operated.engine.hit(PROMPTS[1], salt, max_tokens=1)
-    status = scheduler.json("GET", "/chunk_statistics/status")
+
+    def status_now() -> dict[str, Any]:
+        found: dict[str, Any] = scheduler.json("GET", "/chunk_statistics/status")
+        return found
+
+    wait_until(lambda: status_now()["async_queue"]["current_size"] == 0, "all lookups are counted")
+    status = status_now()
     assert not status["is_collecting"]
     assert (status["total_requests"], status["total_chunks"], status["unique_chunks"]) == (2, 6, 3)
     scheduler.ask("POST", "/metrics/reset")  # what was rendered a moment ago is not told again
@@ -137,8 +147,8 @@ def test_lookup_that_takes_its_time_holds_up_no_operator(operated: Operated, tmp
     engine, scheduler, worker, salt = operated.engine, operated.scheduler, operated.worker, new_salt()
     engine.store(PROMPTS[0][:512], salt)
     engine.process.forget()
-    began = tmp_path / "began"
-    engine.run(_HANG, began=began)
+    began, may_end = tmp_path / "began", tmp_path / "may end"
+    engine.run(_HANG, began=began, may_end=may_end)
     try:
         engine.process.begin("generate", [PROMPTS[0]], 4, salts=[salt])
         wait_until(began.exists, "the rank is asked")
@@ -146,6 +156,7 @@ def test_lookup_that_takes_its_time_holds_up_no_operator(operated: Operated, tmp
             assert api.json("POST", "/lookup/create?dryrun=true")["dryrun"]
             assert api.lookup_name() != "None"
         assert worker.recreate_lookup() == ("LMCacheLookupServer", "LMCacheLookupServer")
+        threading.Timer(0.2, may_end.touch).start()  # as a rule, after the change that waits for it has come
         assert scheduler.recreate_lookup() == (SYNC, SYNC)
         (missed,) = engine.process.answer()
     finally:

@@ -22,6 +22,7 @@ def wary_engine(model_folder: pathlib.Path) -> Iterator[EmbeddedDriver]:
 
 
 def test_a_reset_begins_anew(wary_engine: EmbeddedDriver) -> None:
+    wary_engine.process.forget()  # what another test stored
     first = wary_engine.one(PROMPT)
     again = wary_engine.one(PROMPT)
     assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 512)

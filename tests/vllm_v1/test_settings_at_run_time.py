@@ -8,7 +8,8 @@ import pytest
 
 from tests.vllm_shared.prompts import CHUNK, new_salt, prompt_of, same
 from tests.vllm_v1.operators import Operated
-from tests.vllm_v1.tiers import object_files, wait_until
+from tests.vllm_v1.tiers import object_files
+from tests.vllm_v1.waiting import wait_until
 
 PROMPT = prompt_of(700, seed=800)
 

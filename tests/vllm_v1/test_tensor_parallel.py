@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from lmcache.embedded.pool import POOL_ROOT, PRIVATE_PREFIX
+from lmcache.testing.ports import free_port
 from lmcache.testing.vllm_engine import EngineProcess
 from lmcache.testing.vllm_spec import EngineSpec
-from tests.internal_api.serving import free_port
 from tests.vllm_shared.prompts import CHUNK, prompt_of, same
 from tests.vllm_v1.conftest import on_disk
 from tests.vllm_v1.lookup_flow import ASYNC, BYPASS, SYNC
 from tests.vllm_v1.operators import Api, apis
+from tests.vllm_v1.tiers import num_files
+from tests.vllm_v1.waiting import wait_until
 
-_SETTLE_S = 20.0
 PROMPT = prompt_of(900, seed="tensor parallel")
-
-
-def pools() -> set[str]:
-    return {path.name for path in POOL_ROOT.glob(f"{PRIVATE_PREFIX}*")}
-
-
-def num_objects(folder: pathlib.Path) -> int:
-    return sum(path.is_file() and path.stat().st_size > 100_000 for path in folder.rglob("*"))
+# Where a rank keeps its KV.
+_POOL = b"result = app.state.lmcache_adapter.lmcache_engine.pool.config.folder"
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +36,14 @@ def port() -> int:
 def halves(engine: EngineProcess, port: int) -> Iterator[list[Api]]:
     """The scheduler, and both ranks."""
     with apis(port, count=3) as found:
+        for api in found:
+            api.be_patient()
         yield found
 
 
 @pytest.fixture(scope="module")
 def engine(model_folder: pathlib.Path, disk: pathlib.Path, port: int) -> Iterator[EngineProcess]:
     """Its pools go with its processes."""
-    before = pools()
     spec = EngineSpec(
         model_folder,
         connector=on_disk(disk, internal_api_server_enabled=True, internal_api_server_port_start=port),
@@ -59,14 +53,15 @@ def engine(model_folder: pathlib.Path, disk: pathlib.Path, port: int) -> Iterato
     )
     process = EngineProcess(spec)
     try:
-        assert len(pools() - before) == 2
+        with apis(port, count=3) as (_, *workers):
+            pools = {
+                pathlib.Path(worker.ask("POST", "/run_script", files={"script": _POOL}).text) for worker in workers
+            }
+        assert [pool.exists() for pool in pools] == [True, True]
         yield process
     finally:
         process.close()
-    deadline = time.monotonic() + _SETTLE_S
-    while pools() - before:
-        assert time.monotonic() < deadline, "the pools are left behind"
-        time.sleep(0.05)
+    wait_until(lambda: not any(pool.exists() for pool in pools), "the pools are gone")
 
 
 def test_hit_equals_own_hit(engine: EngineProcess) -> None:
@@ -92,12 +87,9 @@ def test_what_follows_a_hit_is_saved_once_the_ranks_are_sure_of_it(engine: Engin
 
 def test_both_ranks_write_to_one_folder(engine: EngineProcess, disk: pathlib.Path) -> None:
     """All that was computed above is there."""
-    deadline = time.monotonic() + _SETTLE_S
     num_expected = 2 * (3 + 2 + 3)  # the prompt, what followed, and the oracle's, for each rank
-    while num_objects(disk) < num_expected:
-        assert time.monotonic() < deadline, num_objects(disk)
-        time.sleep(0.05)
-    assert num_objects(disk) == num_expected
+    wait_until(lambda: num_files(disk) >= num_expected, "what was computed is stored on disk")
+    assert num_files(disk) == num_expected
 
 
 def num_cached(engine: EngineProcess, prompt: list[int] = PROMPT) -> int:

@@ -11,7 +11,8 @@ from tests.vllm_shared.driver import spec_of
 from tests.vllm_shared.prompts import prompt_of, same
 from tests.vllm_v1.conftest import on_disk, opened, v1_connector
 from tests.vllm_v1.driver import EmbeddedDriver
-from tests.vllm_v1.tiers import num_files, wait_until, wait_until_stored
+from tests.vllm_v1.tiers import num_files, wait_until_stored
+from tests.vllm_v1.waiting import wait_until
 
 PROMPT = prompt_of(1100, seed=60)
 NUM_CHUNKS = 4
@@ -29,7 +30,10 @@ def test_hit_from_disk_after_a_restart(model_folder: pathlib.Path, tmp_path: pat
     settings = tmp_path / "lmcache.yaml"
     settings.write_text(f"chunk_size: 256\nlocal_disk: file://{tmp_path / 'disk'}\nmax_local_disk_size: 3\n")
     connector = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
-    environment = {"LMCACHE_CONFIG_FILE": str(settings), "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.125"}
+    environment = {
+        "LMCACHE_CONFIG_FILE": str(settings), "LMCACHE_MAX_LOCAL_CPU_SIZE": "0.125",
+        "LMCACHE_LOOKUP_TIMEOUT_MS": "30000",
+    }  # fmt: skip
     with opened(model_folder, connector, environment=environment) as engine:
         hit = engine.one(PROMPT)
         assert hit.num_cached_tokens == NUM_CHUNKS * 256

@@ -15,8 +15,9 @@ from tests.vllm_shared.prompts import prompt_of
 from tests.vllm_v1.conftest import on_disk
 from tests.vllm_v1.lookup_flow import SYNC, check_flow
 from tests.vllm_v1.operators import Api, apis
-from tests.vllm_v1.tiers import num_files, wait_until
+from tests.vllm_v1.tiers import num_files
 from tests.vllm_v1.traffic import Traffic
+from tests.vllm_v1.waiting import wait_until
 
 PORT = 6999
 PROMPTS = [prompt_of(700, seed=1200), prompt_of(1100, seed=1201)]
@@ -42,6 +43,8 @@ def served(model_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
         process = EngineProcess(spec_of(model_folder, connector, multiprocess=True))
         try:
             with apis(PORT, socket_prefix=prefix) as (scheduler, worker):
+                for api in (scheduler, worker):
+                    api.be_patient()
                 yield Served(process, scheduler, worker, disk)
         finally:
             process.close()

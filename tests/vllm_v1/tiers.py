@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-import time
-from collections.abc import Callable
 
 from tests.vllm_v1.driver import EmbeddedDriver
-
-_SETTLE_S = 20.0
-
-
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _SETTLE_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"not in {_SETTLE_S:g} s: {what}"
-        time.sleep(0.02)
+from tests.vllm_v1.waiting import SETTLE_S
 
 
 def wait_until_stored(engine: EmbeddedDriver) -> None:
-    source = "stores = worker.engine.storage.stores; result = stores.num_pending + stores.num_inflight"
-    wait_until(lambda: engine.run(source) == 0, "what was computed is stored on disk")
+    source = f"result = worker.engine.storage.stores.wait_until_empty({SETTLE_S})"
+    assert engine.run(source), "what was computed is not stored on disk"
 
 
 def object_files(folder: pathlib.Path) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmcache.cli.api_client import APIClient, APIConfig
+from lmcache.cli.doctor.checks_identity import differences, tells_ranks
 from lmcache.cli.doctor.findings import Finding, error, note, warning
 from lmcache.cli.doctor.subject import Subject
 from lmcache.core.sizes import format_bytes
@@ -63,29 +64,46 @@ def check_health(report: Report) -> Iterator[Finding]:
 def check_contexts(subject: Subject, report: Report) -> Iterator[Finding]:
     """Engines share what they stored only where all of this is equal."""
     contexts: dict[str, Report] = report.get("cache_context_meta", {})
-    for instance_id, context in sorted(contexts.items()):
+    for instance_ids, identity in _engines(report):
+        context = contexts[instance_ids[0]]
         name = str(context.get("model_name", ""))
+        who = f"instance {instance_ids[0]} serves" if len(instance_ids) == 1 else (
+            f"instances {', '.join(instance_ids)} serve"
+        )  # fmt: skip
         if name == subject.command.model:
-            differences = [*_differences(subject, context)]
-            if differences:
+            found = [*_differences(subject, context, identity)]
+            if found:
                 yield warning(
-                    f"instance {instance_id} serves {name} with {', '.join(differences)}",
+                    f"{who} {name} with {', '.join(found)}",
                     "engines that differ in these share nothing", "start both alike, if they are to share",
                 )  # fmt: skip
             yield from _check_prompt_fits(subject, context, report)
         elif _is_same_elsewhere(name, subject.command.model):
             yield note(
-                f"instance {instance_id} serves {name}, this one {subject.command.model}",
+                f"{who} {name}, this one {subject.command.model}",
                 "the name of a model as it is written is part of every key", "write it alike, if they are to share",
             )  # fmt: skip
 
 
-def _differences(subject: Subject, context: Report) -> Iterator[str]:
+def _engines(report: Report) -> Iterator[tuple[list[str], Report]]:
+    """Instance ids of each registered engine, and its identity; one by one where the server does not tell."""
+    left = sorted(report.get("cache_context_meta", {}), key=lambda name: (len(name), name))
+    for identity in report.get("engine_identities", []):
+        ids = [name for name in map(str, identity.get("instance_ids", [])) if name in left]
+        left = [name for name in left if name not in ids]
+        if ids:
+            yield ids, identity
+    for name in left:
+        yield [name], {}
+
+
+def _differences(subject: Subject, context: Report, identity: Report) -> Iterator[str]:
     """As `theirs, not ours`; only what the command line says can differ."""
     command = subject.command
     theirs = context.get("world_size")
-    if theirs != command.num_ranks:
+    if theirs != command.num_ranks and not tells_ranks(identity):
         yield f"{theirs} ranks (not {command.num_ranks})"
+    yield from differences(subject, identity)
     for group in context.get("kv_cache_layout", {}).get("kernel_groups", [])[:1]:
         tokens = group.get("tokens_per_block")
         if command.block_size not in (None, tokens):

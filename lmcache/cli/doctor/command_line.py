@@ -21,6 +21,7 @@ _SHORT = {
     "-dcp": "decode-context-parallel-size",
     "-pcp": "prefill-context-parallel-size",
     "-n": "nnodes",
+    "-q": "quantization",
 }
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 # What may stand before the program: it does not change what the program is told.

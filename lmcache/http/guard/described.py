@@ -13,8 +13,9 @@ _SCHEME = "bearer"
 _ERROR_SCHEMA = {
     "type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"],
 }  # fmt: skip
+_NO_TEXT = "The path or the query is not UTF-8."
 _BODY_ANSWERS = {
-    "400": "The body cannot be read: not UTF-8, too deeply nested, or a number of thousands of digits.",
+    "400": f"The body cannot be read: not UTF-8, too deeply nested, a number of thousands of digits. {_NO_TEXT}",
     "413": "The body is too large.",
 }
 
@@ -40,6 +41,8 @@ def describe_guard(app: FastAPI, config: GuardConfig) -> None:
 
 def _describe(operation: dict[str, Any], method: str, path: str, has_tokens: bool) -> None:
     answers = operation["responses"]
+    if "requestBody" not in operation:
+        answers.setdefault("400", _answer(_NO_TEXT))
     role = demand_of(method, path, "").role
     if role is None:
         return

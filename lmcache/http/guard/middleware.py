@@ -15,9 +15,11 @@ from lmcache.http.guard.bodies import BodyBound, BodyTooLargeError, announced_by
 from lmcache.http.guard.callers import is_local
 from lmcache.http.guard.demands import demand_of
 from lmcache.http.guard.described import describe_guard
+from lmcache.http.guard.encoding import is_text
 from lmcache.http.guard.policy import Call, GuardConfig, Refusal, Verdict, judge
 
 _POLICY_VIOLATION = 1008
+_NO_TEXT = Refusal(400, "path and query must be UTF-8, percent-encoded")
 # What proxies write into their logs for a client that left before it was answered.
 _CLIENT_GONE = 499
 
@@ -61,6 +63,9 @@ class _Guard:
     ) -> None:
         if verdict.refusal is not None:
             await _refuse(verdict.refusal, scope, receive, send)
+            return
+        if not is_text(scope):
+            await _refuse(_NO_TEXT, scope, receive, send)
             return
         size, size_max = announced_bytes(headers), self._config.body_bytes_max
         if size > size_max:
