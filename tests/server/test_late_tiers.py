@@ -35,7 +35,8 @@ MEMORY = json.dumps({"type": "memory", "max_size_gb": 0.01})
 def test_engines_are_served_while_a_tier_is_being_opened(start_server: StartServer) -> None:
     port = free_port()
     server = start_server("--port", str(port), "--l2-adapter", MEMORY, command=["-c", _LATE_TIER])
-    assert server.process.stdout is not None and server.process.stdin is not None
+    assert server.process.stdout is not None
+    assert server.process.stdin is not None
     while server.process.stdout.readline() != "opening\n":
         pass
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
