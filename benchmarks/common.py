@@ -99,11 +99,11 @@ class RunningServer:
     seconds_to_first_200: float
 
     def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/status", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/status", timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
 
-    def wait_for_clients(self, num_clients: int, timeout_s: float = 30.0) -> None:
+    def wait_for_clients(self, num_clients: int, timeout_s: float = 60.0) -> None:
         """Until so many schedulers and workers are registered."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -126,14 +126,17 @@ class RunningServer:
         shutil.rmtree(self.pool_folder, ignore_errors=True)
 
 
-def start_server(l1_gib: float, *flags: str, port: int | None = None, name: str | None = None) -> RunningServer:
-    """`lmcache server`, as a user starts it; returns at its first 200 on /healthcheck."""
+def start_server(l1_gib: float | None, *flags: str, port: int | None = None, name: str | None = None) -> RunningServer:
+    """`lmcache server`, as a user starts it; returns at its first 200 on /healthcheck. Without a size, it takes what
+    lies there under its name."""
     port, http_port = port or free_port(), free_port()
     name = name or f"bench-{os.getpid()}-{port}"
     command = [
         sys.executable, "-m", "lmcache", "server", "--port", str(port), "--http-port", str(http_port),
-        "--l1-size-gb", str(l1_gib), "--shm-name", name, *flags,
+        "--shm-name", name, *flags,
     ]  # fmt: skip
+    if l1_gib is not None:
+        command += ["--l1-size-gb", str(l1_gib)]
     with tempfile.TemporaryFile() as errors:
         begun_s = time.perf_counter()
         # In our process group: what ends us from outside ends it too.

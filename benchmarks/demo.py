@@ -24,6 +24,8 @@ from lmcache.testing.vllm_spec import EngineSpec, mp_connector
 _POOL_GIB = 0.5
 _CLIENTS = 2  # vLLM's scheduler and its one worker
 
+Connect = Callable[[int], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -40,6 +42,7 @@ class Stage:
 
     folder: pathlib.Path
     model: dict[str, Any]
+    connect: Connect
     port: int = field(default_factory=free_port)
     server: RunningServer | None = None
     engine: EngineProcess | None = None
@@ -48,7 +51,7 @@ class Stage:
         self.server = start_server(_POOL_GIB, port=self.port, name=f"demo-{os.getpid()}")
 
     def start_engine(self) -> None:
-        self.engine = EngineProcess(EngineSpec(self.folder, self.model, mp_connector(self.port)))
+        self.engine = EngineProcess(EngineSpec(self.folder, self.model, self.connect(self.port)))
         self.wait_until_joined()
         self.engine.call("time_to_first_token", list(range(1, 300)))  # the first request ever is slower
 
@@ -113,13 +116,14 @@ def table(answers: Sequence[Answer], num_tokens: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def run(num_tokens: int, model: dict[str, Any]) -> list[Answer]:
+def run(num_tokens: int, model: dict[str, Any], connect: Connect = mp_connector) -> list[Answer]:
+    """`connect`: what vLLM's connector is told, by the server's port."""
     rng = random.Random(0)
     prompt = [rng.randrange(model["vocab_size"]) for _ in range(num_tokens)]
     with (
         tempfile.TemporaryDirectory(prefix="lmcache-demo-") as folder,
         children_kept_quiet(),
-        contextlib.closing(Stage(pathlib.Path(folder), model)) as stage,
+        contextlib.closing(Stage(pathlib.Path(folder), model, connect)) as stage,
     ):
         return list(play(stage, prompt, lambda what: print(f"- {what}", flush=True)))
 

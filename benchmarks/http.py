@@ -1,7 +1,8 @@
 """The HTTP API: what a call costs, and what a client that never stops calling costs the data path.
 
 One keep-alive client measures latencies. The lookups are those of an engine, 8K tokens each,
-first alone, then beside a process that asks for /status and /metrics without a pause.
+first alone, then beside a process that asks for /status and /metrics without a pause. Last, probes beside what
+operators ask of a server with a million objects.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 
 from benchmarks.common import CHUNK_TOKENS, Row, RunningServer, SyntheticEngine, join_engine, median, print_rows, server
+from benchmarks.http_crowd import NUM_OBJECTS, STATUS_S, probe_rows
 from benchmarks.lookup import store_chunks, timed_lookup
 from lmcache.core.hashing import chunk_digests, make_algorithm
 from lmcache.integration.mp.jobs import StoreJob
@@ -36,7 +38,12 @@ while True:
 
 
 def main(
-    num_calls: int = CALLS, num_lookups: int = LOOKUPS, num_salts: int = NUM_SALTS, rounds: int = ROUNDS
+    num_calls: int = CALLS,
+    num_lookups: int = LOOKUPS,
+    num_salts: int = NUM_SALTS,
+    rounds: int = ROUNDS,
+    num_objects: int = NUM_OBJECTS,
+    status_s: float = STATUS_S,
 ) -> list[Row]:
     with server(0.5) as running:
         engine = join_engine(running.port, BYTES_PER_TOKEN, 2048)
@@ -45,6 +52,7 @@ def main(
             rows.append(_beside_http(running, engine, num_lookups, rounds))
         finally:
             engine.close()
+    rows += probe_rows(num_objects, status_s)
     print_rows("HTTP API, one keep-alive client", rows)
     return rows
 

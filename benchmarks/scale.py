@@ -43,7 +43,7 @@ def _measure(num_objects: int, rounds: int) -> tuple[dict[str, float], float]:
     pool = Pool(config)
     try:
         pool.wait_until_populated(600)
-        digests = _fill(pool, num_objects - rounds)
+        digests = fill_pool(pool, num_objects - rounds)
         result = {
             "reserve + commit": _timed(rounds, lambda number: _store(pool, [_digest(number)])),
             f"lookup of {LOOKUP_CHUNKS} chunks": _timed(rounds, lambda number: _lookup(pool, digests, number)),
@@ -65,7 +65,7 @@ def _digest(number: int) -> bytes:
     return b"new" + number.to_bytes(29, "big")
 
 
-def _fill(pool: Pool, num_objects: int) -> list[bytes]:
+def fill_pool(pool: Pool, num_objects: int) -> list[bytes]:
     digests = [secrets.token_bytes(32) for _ in range(num_objects)]
     for start in range(0, num_objects, 1024):
         _store(pool, digests[start : start + 1024])

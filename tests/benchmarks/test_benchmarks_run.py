@@ -51,7 +51,9 @@ def test_scale() -> None:
 
 
 def test_http() -> None:
-    assert num_judged(http.main(num_calls=20, num_lookups=20, num_salts=5, rounds=2)) == 3
+    rows = http.main(num_calls=20, num_lookups=20, num_salts=5, rounds=2, num_objects=6000, status_s=0.1)
+
+    assert num_judged(rows) == 6
 
 
 def test_busy_tier(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

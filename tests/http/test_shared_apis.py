@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -54,18 +55,24 @@ class BothServers:
         self._start_server = start_server
         self._start_child = start_child
         self.package = package
+        self._internal: list[httpx.Client] = []
 
     def restart(self) -> tuple[httpx.Client, httpx.Client]:
         """To ask the server, and to ask the internal API."""
         server = self._start_server(**with_copy(self.package))
         server.wait_until_up()
         url = self._start_child(_INTERNAL_API, **with_copy(self.package)).read_line(_START_S)
-        return server.http, httpx.Client(base_url=url, timeout=PATIENCE_S)
+        self._internal.append(httpx.Client(base_url=url, timeout=PATIENCE_S))
+        return server.http, self._internal[-1]
 
     def refusals(self) -> tuple[str, str]:
         """What either says that does not start."""
         server = refused_line(self._start_server(**with_copy(self.package)))
         return server, self._start_child(_INTERNAL_API, **with_copy(self.package)).read_line(_START_S)
+
+    def close(self) -> None:
+        for client in self._internal:
+            client.close()
 
     def leave_out_of_the_server(self, name: str) -> None:
         common_api = self.package / _COMMON_API
@@ -76,8 +83,10 @@ class BothServers:
 
 
 @pytest.fixture
-def both(start_server: StartServer, start_child: StartChild, package_copy: pathlib.Path) -> BothServers:
-    return BothServers(start_server, start_child, package_copy)
+def both(start_server: StartServer, start_child: StartChild, package_copy: pathlib.Path) -> Iterator[BothServers]:
+    found = BothServers(start_server, start_child, package_copy)
+    yield found
+    found.close()
 
 
 def test_a_common_module_appears_on_both(both: BothServers) -> None:
@@ -86,7 +95,6 @@ def test_a_common_module_appears_on_both(both: BothServers) -> None:
     names = [asked.get("/probe").json() for asked in (server, internal)]
     assert names == ["lmcache.v1.internal_api_server.common.probe_api"] * 2
     assert "/probe" in internal.get("/openapi.json").json()["paths"]
-    internal.close()
 
 
 def test_a_module_that_the_server_leaves_out_appears_on_the_internal_one_alone(both: BothServers) -> None:
@@ -95,7 +103,6 @@ def test_a_module_that_the_server_leaves_out_appears_on_the_internal_one_alone(b
     server, internal = both.restart()
     assert [asked.get("/env").status_code for asked in (server, internal)] == [200, 200]
     assert [asked.get("/probe").status_code for asked in (server, internal)] == [404, 200]
-    internal.close()
 
 
 def test_a_common_module_that_cannot_be_imported_stops_both(both: BothServers) -> None:

@@ -60,7 +60,7 @@ class BareEngine:
         return output
 
 
-@pytest.fixture(scope="module", params=list(MODES))
+@pytest.fixture(scope="package", params=list(MODES))
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareEngine]:
     mode = request.param
     connector = {

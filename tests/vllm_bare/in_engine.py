@@ -9,7 +9,9 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-_STEPS_MAX = 5000
+# By the clock, not in steps: those without work are over long before a copying thread had its turn. Less than
+# `EngineProcess` waits for an answer.
+_PATIENCE_S = 240.0
 
 
 def worker_side() -> Any:
@@ -47,11 +49,12 @@ def step(engine: Any, times: int = 1) -> list[Any]:
 def drain(engine: Any) -> dict[str, Any]:
     """Step until no request and no save is left; the finished outputs by request."""
     done = {}
-    for _ in range(_STEPS_MAX):
-        if not engine._scheduler.has_requests():
-            return done
+    deadline = time.monotonic() + _PATIENCE_S
+    while engine._scheduler.has_requests():
+        if time.monotonic() > deadline:
+            raise RuntimeError("requests or saves never end")
         done.update({output.request_id: output for output in step(engine) if output.finished})
-    raise RuntimeError("requests or saves never end")
+    return done
 
 
 def copies_held_back(engine: Any, kind: str) -> tuple[threading.Event, Any]:
@@ -91,7 +94,7 @@ def abort_during_load(engine: Any, prompt: list[int]) -> dict[str, Any]:
     step(engine, 5)
     during = num_blocks_in_use(engine)
     released.set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + _PATIENCE_S
     while num_blocks_in_use(engine) and time.monotonic() < deadline:
         engine.step()
     restore()
@@ -156,3 +159,55 @@ def generate_with_failures(engine: Any, prompt: list[int], num_failures: int, re
     engine.settle()
     engine.forget()
     return [failing, engine.generate([prompt], 4)[0]]
+
+
+def add_and_decode(engine: Any, request_id: str, prompt: list[int], max_tokens: int) -> None:
+    """Until it only decodes: nothing of it is loaded or saved any more."""
+    add(engine, request_id, prompt, max_tokens)
+    (request,) = engine._scheduler.requests.values()
+    connector, deadline = engine._scheduler.connector, time.monotonic() + _PATIENCE_S
+    while not request.num_output_tokens or connector.has_pending_push_work():
+        step(engine)
+        # Not in steps: it shall not decode to its end meanwhile.
+        while connector.has_pending_push_work() and not worker_side()._done_stores:
+            if time.monotonic() > deadline:
+                raise RuntimeError("a save never ends")
+            time.sleep(0.001)
+
+
+def reset_while_decoding(engine: Any, prompt: list[int], max_tokens: int, preempts: bool) -> dict[str, Any]:
+    """With `preempts`, requests are set back and resumed; else they go on with what they have."""
+    add_and_decode(engine, "running", prompt, max_tokens)
+    done = engine._scheduler.reset_prefix_cache(reset_running_requests=preempts, reset_connector=True)
+    (request,) = engine._scheduler.requests.values()
+    num_computed, num_chunks = request.num_computed_tokens, state(engine)["chunks"]
+    output = drain(engine)["running"]
+    return {
+        "did_reset": done,
+        "num_computed": num_computed,
+        "chunks": num_chunks,
+        "num_tokens": len(output.outputs[0].token_ids),
+    }
+
+
+def sleep_and_wake(engine: Any, level: int, weights: str) -> None:
+    """With other weights loaded meanwhile. vLLM on CPU takes the calls and keeps its memory as it is."""
+    engine.llm.sleep(level)
+    if not engine.llm.llm_engine.is_sleeping():
+        raise RuntimeError("it does not sleep")
+    engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+    engine.llm.wake_up()
+    if engine.llm.llm_engine.is_sleeping():
+        raise RuntimeError("it does not wake")
+
+
+def ask_while_paused(engine: Any, prompt: list[int], max_tokens: int) -> Any:
+    """A request that comes while the scheduler pauses is answered once it goes on."""
+    from lmcache.testing.vllm_child import _output
+
+    engine.llm.sleep(0)
+    add(engine, "paused", prompt, max_tokens)
+    if any(output.outputs[0].token_ids for output in step(engine, 5)):
+        raise RuntimeError("the scheduler does not pause")
+    engine.llm.wake_up(tags=["scheduling"])
+    return _output(drain(engine)["paused"])
