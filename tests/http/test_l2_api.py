@@ -165,7 +165,7 @@ def test_what_goes_during_a_walk_does_not_hide_what_stays(site: StorageSite) -> 
     assert listed == [encoded(key) for key in keys[:5] + keys[7:]]
 
 
-@pytest.mark.parametrize("token", ["0", "x", "cm93Og==", "cm93Oi0x", "%ff", "é", "a" * 5000])
+@pytest.mark.parametrize("token", ["0", "x", "cm93Og==", "cm93Oi0x", "%25ff", "é", "a" * 5000])
 @pytest.mark.parametrize("path", ["/l2/keys", "/cache/objects", "/cache/objects?tier=l1"])
 def test_a_token_that_was_never_given_out(site: StorageSite, path: str, token: str) -> None:
     answer = site.ask("GET", f"{path}{'&' if '?' in path else '?'}page_token={token}")
