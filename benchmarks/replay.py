@@ -19,8 +19,6 @@ from lmcache.integration.mp.jobs import StoreJob
 
 TRACE = pathlib.Path(__file__).parents[1] / "tests" / "eviction" / "conversations.jsonl.gz"
 POLICIES = ("LRU", "IsolatedLRU", "ARC", "S3-FIFO")
-# Nothing smaller: in a replay without pauses the ends of requests trail behind by some 20 ms, and in a pool that one
-# prompt nearly fills it shows which of them came first.
 SHARES = (0.05, 0.10, 0.20)
 DIFFERENCE_MAX = 0.01
 # Chunks of 32 KiB: of smaller ones a pool may run out of records before it is full.
@@ -51,8 +49,9 @@ class BatchedReplay(Replay):
 class ReplayingEngine:
     """Asks as a scheduler does: lock the hit, let go of it, store the rest, end."""
 
-    def __init__(self, engine: SyntheticEngine) -> None:
+    def __init__(self, engine: SyntheticEngine, running: RunningServer) -> None:
         self._engine = engine
+        self._running = running
         self._blocks = tuple(range(engine.layout.blocks_per_chunk(CHUNK_TOKENS)))
         self._number = 0
         self.num_asked = 0
@@ -69,6 +68,10 @@ class ReplayingEngine:
         lookups.release(name, promise, 0)
         self._store(digests[len(promise.chunks) :])
         lookups.end(name, promise.boot_id)
+        # An end is told in the background, and what is in use until then is decided by when that is. A trace's next
+        # request comes seconds later.
+        while self._running.status()["active_sessions"]:
+            time.sleep(0.0005)
 
     def _store(self, digests: list[bytes]) -> None:
         if not digests:
@@ -110,7 +113,7 @@ def _measured(requests: Sequence[Request], num_slots: int, policy: str) -> float
         _wait_until_populated(running)
         engine = join_engine(running.port, BYTES_PER_TOKEN, CHUNK_TOKENS, layers=1)
         try:
-            replaying = ReplayingEngine(engine)
+            replaying = ReplayingEngine(engine, running)
             for request in requests:
                 replaying.ask(request)
         finally:

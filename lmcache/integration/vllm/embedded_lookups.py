@@ -91,6 +91,8 @@ class EmbeddedLookups:
             self._released[tracker.request_id] = None
 
     def take_released(self) -> list[str]:
+        if not self._released:
+            return []
         released, self._released = self._released, {}
         return list(released)
 

@@ -66,11 +66,14 @@ class EmbeddedSaves:
         return int(request.num_tokens if self._saves_decode() else request.num_prompt_tokens)
 
     def plan(self, output: SchedulerOutput, root: bytes) -> list[StoreJob]:
+        jobs: list[StoreJob] = []
+        if not self._unsaved:
+            return jobs
         cached = output.scheduled_cached_reqs
-        scheduled = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
-        scheduled += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
-        jobs = []
-        for request_id, num_computed in scheduled:
+        new = ((request.req_id, request.num_computed_tokens) for request in output.scheduled_new_reqs)
+        for request_id, num_computed in itertools.chain(
+            new, zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        ):
             tracker = self._unsaved.get(request_id)
             job = self._plan_request(output, tracker, num_computed, root) if tracker is not None else None
             if job is not None:

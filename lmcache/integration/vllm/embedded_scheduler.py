@@ -225,8 +225,9 @@ class EmbeddedScheduler:
     def build_connector_meta(self, output: SchedulerOutput) -> EmbeddedMetadata:
         self._step += 1
         self._look_for_reset()
-        self._look_for_failures()
-        self._unconfirmed.confirm(self._step)
+        if len(self._unconfirmed):
+            self._look_for_failures()
+            self._unconfirmed.confirm(self._step)
         may_save = not len(self._unconfirmed) and (self._world_size == 1 or not self._new_loads)
         meta = EmbeddedMetadata(loads=[self._make_load(output, tracker) for tracker in self._new_loads])
         for tracker in self._new_loads:
