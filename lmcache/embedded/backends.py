@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,10 +180,8 @@ class BackendSet:
         """Raises ConfigError where a backend that is new in it cannot be made."""
         for backend in config.backends:
             if backend not in self._wanted:
-                try:
+                with _named(backend):
                     self._storage.check_adapter(backend.adapter)
-                except ConfigError as error:
-                    raise ConfigError(f"{backend.name}: {error}") from error
 
     def follow(self, config: EmbeddedConfig) -> None:
         """Apply what a changed configuration asks for otherwise than the one before; what cannot be made is told,
@@ -215,20 +214,16 @@ class BackendSet:
 
     def _add(self, backend: Backend) -> None:
         route = dataclasses.replace(self.routing.tier(backend.name), position=self._position(backend))
-        try:
+        with _named(backend):
             index = self._storage.add_adapter(backend.adapter, route)
-        except ConfigError as error:
-            raise ConfigError(f"{backend.name}: {error}") from error
         self._open.append(_Open(backend, index))
         self._tell_opened(index)
         self._sort()
         logger.info("%s is in use now", backend.name)
 
     def _replace(self, entry: _Open, backend: Backend) -> None:
-        try:
+        with _named(backend):
             index = self._storage.replace_adapter(entry.index, backend.adapter, self._drain_timeout_s)
-        except ConfigError as error:
-            raise ConfigError(f"{backend.name}: {error}") from error
         self._open[self._open.index(entry)] = _Open(backend, index)
         self._tell_opened(index)
         logger.info("%s was opened anew", backend.name)
@@ -246,6 +241,15 @@ class BackendSet:
 
     def _sort(self) -> None:
         self._open = sorted(self._open, key=lambda entry: self._position(entry.backend))
+
+
+@contextmanager
+def _named(backend: Backend) -> Iterator[None]:
+    """What is wrong with it is said with its name."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{backend.name}: {error}") from error
 
 
 def routing_of(config: EmbeddedConfig) -> dict[str, object]:

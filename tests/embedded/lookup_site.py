@@ -116,10 +116,3 @@ def look_up(client: Any, lookup_id: str, prompt: Prompt, may_wait: bool = True) 
         assert time.monotonic() < deadline_s, "no answer"
         time.sleep(0.001)
     return int(found)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline_s, "waited for too long"
-        time.sleep(0.002)

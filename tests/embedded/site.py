@@ -19,6 +19,7 @@ from lmcache.l2.registry import parse_adapter_object
 from lmcache.telemetry.periodic import PeriodicThread
 from lmcache.telemetry.steps import NO_STEPS, StepObserver
 from lmcache.testing.paged_memory import BLOCKS_PER_CHUNK, CHUNK_BYTES, CHUNK_SIZE, PagedMemory, digest_of, make_layout
+from lmcache.testing.waiting import wait_until
 
 ROOT = digest_of("root")
 NUM_BLOCKS = 64
@@ -138,10 +139,7 @@ class Site:
         self.engine.clear([L1_BACKEND])
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not is_so():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(is_so, PATIENCE_S)
 
     def wait_until_stored(self) -> None:
         """Nothing is on its way to a tier."""

@@ -11,7 +11,7 @@ from lmcache.embedded.jobs import StoreJob
 from lmcache.errors import LMCacheError
 from tests.conftest import FakeClock
 from tests.embedded.site import PATIENCE_S, ROOT, Site, blocks_of, config_of, digests_of, opened
-from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, look_up_in_vain, memory
+from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, look_up_in_vain, looking_up, memory
 
 
 def test_traffic_leaves_keys_and_order_as_they_are(pool_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -87,13 +87,9 @@ def test_a_load_under_way_does_not_arrive(pool_folder: pathlib.Path) -> None:
         site.wait_until_stored()
         site.clear_l1()
         gate = Gate(site, REMOTE, "load")
-        found: list[int] = []
-        asking = threading.Thread(target=lambda: found.append(site.lookup("ab", wait_s=PATIENCE_S)))
-        asking.start()
-        assert gate.is_reached.wait(PATIENCE_S)
-        site.engine.freeze(True)
-        gate.open()
-        asking.join()
+        with looking_up(site, "ab", gate) as found:
+            site.engine.freeze(True)
+            gate.open()
         assert found == [0]
         check_nothing_arrived(site)
 

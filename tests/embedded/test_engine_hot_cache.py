@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import threading
 
 import pytest
 
 from tests.conftest import FakeClock
 from tests.embedded.site import PATIENCE_S, Site, config_of, opened
-from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, look_up_in_vain, memory, slow
+from tests.embedded.tiers import DISK, REMOTE, Gate, disk, held_by, look_up_in_vain, looking_up, memory, slow
 
 
 def test_off_clears_and_on_keeps_again(
@@ -76,13 +75,9 @@ def test_a_load_under_way_does_not_remain(pool_folder: pathlib.Path) -> None:
         site.wait_until_stored()
         site.clear_l1()
         gate = Gate(site, REMOTE, "load")
-        found: list[int] = []
-        asking = threading.Thread(target=lambda: found.append(site.lookup("ab", wait_s=PATIENCE_S)))
-        asking.start()
-        assert gate.is_reached.wait(PATIENCE_S)
-        site.engine.set_hot_cache(False)
-        gate.open()
-        asking.join()
+        with looking_up(site, "ab", gate) as found:
+            site.engine.set_hot_cache(False)
+            gate.open()
         assert found == [2]
         assert site.retrieve("ab") == ""
         site.wait_until(lambda: site.engine.storage.prefetches.is_at_rest)

@@ -16,7 +16,8 @@ from lmcache.embedded.lookup.address import LookupAddress
 from lmcache.embedded.lookup.async_server import LMCacheAsyncLookupServer
 from lmcache.embedded.lookup.server import LMCacheLookupServer
 from lmcache.errors import ConfigError, DeclinedError, KeyFormatError
-from tests.embedded.lookup_site import LONG_MS, Rank, Ranks, look_up, wait_until
+from lmcache.testing.waiting import wait_until
+from tests.embedded.lookup_site import LONG_MS, Rank, Ranks, look_up
 from tests.embedded.site import prompt_of
 
 # Whether client and server are asynchronous.

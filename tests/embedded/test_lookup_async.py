@@ -11,8 +11,9 @@ import pytest
 
 from lmcache.embedded.lookup.client import LMCacheLookupClient
 from lmcache.embedded.lookup.factory import LookupClientFactory
+from lmcache.testing.waiting import wait_until
 from tests.conftest import FakeClock
-from tests.embedded.lookup_site import LONG_MS, Ranks, look_up, wait_until
+from tests.embedded.lookup_site import LONG_MS, Ranks, look_up
 from tests.embedded.site import config_of, opened, prompt_of
 from tests.embedded.tiers import REMOTE, Gate, memory
 

@@ -13,8 +13,9 @@ from lmcache.config.engine import LMCacheEngineConfig
 from lmcache.embedded.lookup.address import LookupAddress
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.embedded.lookup.switch import ClientSwitch
+from lmcache.testing.waiting import wait_until
 from tests.conftest import Child, StartChild
-from tests.embedded.lookup_site import LONG_MS, look_up, wait_until
+from tests.embedded.lookup_site import LONG_MS, look_up
 from tests.embedded.site import prompt_of
 
 NUM_HITS = 1000

@@ -13,8 +13,9 @@ import pytest
 from lmcache.embedded.lookup.factory import LookupClientFactory
 from lmcache.embedded.lookup.switch import ClientSwitch, ServerSwitch
 from lmcache.errors import ConfigError, LookupSwitchError
+from lmcache.testing.waiting import wait_until
 from tests.conftest import FakeClock
-from tests.embedded.lookup_site import Ranks, look_up, wait_until
+from tests.embedded.lookup_site import Ranks, look_up
 from tests.embedded.site import prompt_of
 from tests.embedded.test_lookup_factory import Tiers
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lmcache.embedded.config import Backend
 from lmcache.embedded.tier_engine import TierEngine
@@ -65,13 +67,20 @@ class Gate:
         self._may_pass.set()
 
 
-def look_up_in_vain(site: Site, names: str, gate: Gate, clock: FakeClock) -> None:
-    """The time that a lookup has, by the engine's clock, is over while what it wants is held up at the gate."""
+@contextmanager
+def looking_up(site: Site, names: str, gate: Gate) -> Iterator[list[int]]:
+    """A lookup under way, what it wants held up at the gate; afterwards it has ended, and this is what it found."""
     found: list[int] = []
     asking = threading.Thread(target=lambda: found.append(site.lookup(names, wait_s=PATIENCE_S)))
     asking.start()
     assert gate.is_reached.wait(PATIENCE_S)
-    clock.advance(PATIENCE_S)
-    site.loop("prefetch").wake()
+    yield found
     asking.join()
+
+
+def look_up_in_vain(site: Site, names: str, gate: Gate, clock: FakeClock) -> None:
+    """The time that a lookup has, by the engine's clock, is over while what it wants is held up at the gate."""
+    with looking_up(site, names, gate) as found:
+        clock.advance(PATIENCE_S)
+        site.loop("prefetch").wake()
     assert found == [0]

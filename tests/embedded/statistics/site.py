@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from lmcache.embedded.statistics.base import CountingStrategy
 from lmcache.embedded.statistics.limits import AutoExitLimits
 from lmcache.embedded.statistics.memory_bloom_filter import MemoryBloomFilter
 from lmcache.embedded.statistics.recorder import ChunkStatisticsRecorder
+from lmcache.testing.waiting import wait_until
 
 CHUNK_SIZE = 256
 ALGORITHM = Blake3Algorithm()
@@ -77,13 +77,6 @@ def recording(
         if isinstance(strategy, HeldStrategy):
             strategy.may_count.set()
         recorder.close()
-
-
-def wait_until(is_true: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline_s, "it does not come"
-        time.sleep(0.002)
 
 
 def counted(recorder: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from lmcache.config.engine.loading import load_engine_config
 from lmcache.embedded.lookup.statistics_client import ChunkStatisticsLookupClient
 from lmcache.embedded.manager import ChunkStatistics
 from lmcache.embedded.statistics.making import make_recorder
+from lmcache.testing.waiting import wait_until
 from tests.conftest import FakeClock
-from tests.embedded.statistics.site import FakeLookups, counted, prompt_of, recording, wait_until
+from tests.embedded.statistics.site import FakeLookups, counted, prompt_of, recording
 
 
 def configured(extra: dict[str, object] | None = None, **values: object) -> LMCacheEngineConfig:

@@ -15,8 +15,9 @@ from lmcache.embedded.statistics.memory_bloom_filter import MemoryBloomFilter
 from lmcache.embedded.statistics.record_queue import RecordQueue
 from lmcache.embedded.statistics.recorder import THREAD_NAME, ChunkStatisticsRecorder
 from lmcache.errors import LMCacheError
+from lmcache.testing.waiting import wait_until
 from tests.conftest import FakeClock
-from tests.embedded.statistics.site import ALGORITHM, ROOT, HeldStrategy, counted, prompt_of, recording, wait_until
+from tests.embedded.statistics.site import ALGORITHM, ROOT, HeldStrategy, counted, prompt_of, recording
 
 _PATIENCE_S = 60.0
 
